@@ -1,0 +1,141 @@
+"""Self-describing files: safetensors with the configuration and a checksum in the header, written atomically."""
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+FORMAT = "pdae_lite/1"
+
+
+class CheckpointError(ValueError):
+    """A file that can't be read as what it should be; the message names the file and the cure."""
+
+
+# ---- models by name ---------------------------------------------------------------------------------------------
+
+
+def _model_types() -> dict[str, type]:
+    from .encoder import SemanticEncoder
+    from .model import PDAE
+    from .prediction import AsEpsilon
+    from .unet import UNet
+
+    return {cls.__name__: cls for cls in (UNet, AsEpsilon, SemanticEncoder, PDAE)}
+
+
+def describe(model: nn.Module) -> dict:
+    """{"type": class name, "config": …}: enough to build the model anew."""
+    name = type(model).__name__
+    if name not in _model_types():
+        raise ValueError(f"{name} can't be saved: it is not one of {', '.join(_model_types())}")
+    return {"type": name, "config": model.to_config()}
+
+
+def build(description: dict) -> nn.Module:
+    """The inverse of `describe`; weights are random."""
+    types = _model_types()
+    if description.get("type") not in types:
+        raise CheckpointError(f"model type {description.get('type')!r}; this version knows {', '.join(types)}")
+    return types[description["type"]].from_config(description["config"])
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike):
+    """A temporary path beside `path`, renamed to it on success: readers see the old file or the new one, never half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        with open(temporary, "rb+") as f:
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write(path: str | os.PathLike, tensors: dict[str, Tensor], header: dict) -> None:
+    """Tensors and a JSON header as one safetensors file, with a SHA-256 of both."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    meta = {"format": FORMAT, "header": json.dumps(header, sort_keys=True)}
+    meta["sha256"] = _digest(tensors, meta["header"])
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(to_bytes(tensors, metadata=meta))
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
+    """The inverse of `write`.
+
+    Raises:
+        CheckpointError: missing, truncated, foreign or damaged file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as f:
+            meta = f.metadata() or {}
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as e:
+        raise CheckpointError(f"{path}: not a complete safetensors file ({str(e).splitlines()[0]}); copy or train it again") from None
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a pdae_lite file (format {meta.get('format')!r}, want {FORMAT!r})")
+    if meta.get("sha256") != _digest(tensors, meta["header"]):
+        raise CheckpointError(f"{path}: checksum mismatch, the file is damaged; copy or train it again")
+    return tensors, json.loads(meta["header"])
+
+
+def _digest(tensors: dict[str, Tensor], header: str) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        t = tensors[name].contiguous()
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
+    return digest.hexdigest()
+
+
+def save_model(path: str | os.PathLike, model: nn.Module, metadata: dict | None = None, dtype: torch.dtype | None = None) -> None:
+    """One self-describing file. `dtype` torch.float16 halves it; `metadata` is any JSON-able provenance."""
+    tensors = model.state_dict()
+    if dtype is not None:
+        tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    write(path, tensors, {"model": describe(model), "metadata": metadata or {}})
+
+
+def load_model(path: str | os.PathLike, expect: type | None = None) -> nn.Module:
+    """The model of a file written by `save_model`, float32, in eval mode, on the CPU; `model.metadata` is its provenance.
+
+    Raises:
+        CheckpointError: unreadable file, or a model that is not an `expect`.
+    """
+    tensors, header = read(path)
+    if "model" not in header:
+        raise CheckpointError(f"{path}: holds a training state, not a model; the model is the *.safetensors beside the checkpoints folder")
+    model = build(header["model"])
+    if expect is not None and not isinstance(model, expect):
+        raise CheckpointError(f"{path}: holds a {type(model).__name__}; want a {expect.__name__}")
+    try:
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+    except RuntimeError as e:
+        raise CheckpointError(f"{path}: weights don't fit their own configuration ({str(e).splitlines()[-1].strip()})") from None
+    model.metadata = header.get("metadata", {})
+    return model.eval()

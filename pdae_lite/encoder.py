@@ -1,0 +1,84 @@
+"""The semantic encoder E_φ: x_0 -> z. Simple on purpose: strided convolutions and one attention (Section 3.3)."""
+from dataclasses import asdict, dataclass
+
+from torch import Tensor, nn
+
+from .unet import AttentionBlock, check_images, group_norm
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """`channels`: one stride-2 3×3 convolution each, followed by GroupNorm and SiLU. `attention_after`: index of the
+    convolution that a 4-head attention follows, or None."""
+
+    image_size: int = 64
+    in_channels: int = 3
+    channels: tuple[int, ...] = (64, 128, 128, 128)
+    attention_after: int | None = 1
+    num_heads: int = 4
+    z_dim: int = 512
+    data_range: tuple[float, float] | None = (-1.0, 1.0)
+
+    def __post_init__(self):
+        for name in ("channels", "data_range"):
+            if isinstance(getattr(self, name), list):  # JSON has no tuples
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.image_size % 2 ** len(self.channels):
+            raise ValueError(f"image_size={self.image_size}; want a multiple of {2 ** len(self.channels)} "
+                             f"for {len(self.channels)} stride-2 convolutions")
+
+
+class SemanticEncoder(nn.Module):
+    """Images x_0 [N, C, H, W] to codes z [N, z_dim]. Layers are one Sequential, `encoder.<index>`, as in the release."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        layers, previous = [], config.in_channels
+        for i, channels in enumerate(config.channels):
+            layers.append(nn.Conv2d(previous, channels, 3, stride=2, padding=1))
+            if i == config.attention_after:
+                layers.append(AttentionBlock(channels, config.num_heads))
+            layers += [group_norm(channels), nn.SiLU()]
+            previous = channels
+        side = config.image_size // 2 ** len(config.channels)
+        layers += [nn.Flatten(), nn.Linear(previous * side**2, config.z_dim)]
+        self.encoder = nn.Sequential(*layers)
+
+    @classmethod
+    def for_images(cls, size: int, channels: int, z_dim: int = 512) -> "SemanticEncoder":
+        """The encoder for square images: halved down to 4×4 (or the first odd side), attention at 16×16.
+
+        The paper's widths at 64 (64, 128, 128, 128) and 128 (64, 128, 256, 256, 256); other sizes follow them.
+        """
+        sides, side = [], size
+        while side > 4 and side % 2 == 0:
+            side //= 2
+            sides.append(side)
+        if len(sides) < 2:
+            raise ValueError(f"size={size}; want a multiple of 4 of at least 16, so that two halvings or more fit")
+        widest = 128 if size <= 64 else 256
+        widths = tuple(min(64 * 2**i, widest) for i in range(len(sides)))
+        attention_after = next(i for i, s in enumerate(sides) if s <= 16)
+        return cls(EncoderConfig(size, channels, widths, attention_after, z_dim=z_dim))
+
+    @property
+    def z_dim(self) -> int:
+        """Width of z."""
+        return self.config.z_dim
+
+    def forward(self, x_0: Tensor) -> Tensor:
+        size = self.config.image_size
+        check_images(x_0, self.config.in_channels, 1, "x_0")
+        if x_0.shape[2:] != (size, size):
+            raise ValueError(f"x_0 is {x_0.shape[2]}×{x_0.shape[3]}; this encoder takes {size}×{size}")
+        return self.encoder(x_0)
+
+    def to_config(self) -> dict:
+        """The configuration as JSON-able values."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_config(cls, config: dict) -> "SemanticEncoder":
+        """The inverse of `to_config`; weights are random."""
+        return cls(EncoderConfig(**config))

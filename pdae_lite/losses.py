@@ -1,0 +1,155 @@
+"""What is minimised, and what is measured: noise-prediction losses, the posterior-mean gap, fill, nats."""
+import torch
+from torch import Tensor
+
+from .schedule import NoiseSchedule, expand
+
+
+def weighted_mse(error: Tensor, t: Tensor, schedule: NoiseSchedule, weight: str | Tensor) -> Tensor:
+    """E[λ_t · mean over pixels of error²], a scalar. `weight`: a name of `NoiseSchedule.loss_weight`, or λ [T]."""
+    table = schedule.loss_weight(weight) if isinstance(weight, str) else weight
+    return (table.to(error.device)[t] * error.float().square().flatten(1).mean(1)).mean()
+
+
+def dpm_loss(dpm, x_0: Tensor, t: Tensor, eps: Tensor, schedule: NoiseSchedule, weight: str | Tensor = "simple", y: Tensor | None = None) -> Tensor:
+    """E[λ_t ‖ε − ε_θ(x_t, t)‖²] for a noise predictor; y [N] for a class-conditional one.
+
+    Args: x_0 [N, C, H, W] clean data, t int64 [N], eps [N, C, H, W] the noise to add.
+    """
+    x_t = schedule.add_noise(x_0, t, eps)
+    prediction = dpm(x_t, t) if y is None else dpm(x_t, t, y)
+    return weighted_mse(eps - prediction, t, schedule, weight)
+
+
+def pdae_loss(pdae, x_0: Tensor, t: Tensor, eps: Tensor, weight: str | Tensor = "pdae", z: Tensor | None = None) -> Tensor:
+    """E[λ_t ‖ε − ε_θ + k_t G(x_t, z, t)‖²] (the paper's loss after eq. 7). z is encoded from x_0 unless given."""
+    schedule = pdae.schedule
+    z = pdae.encoder(x_0) if z is None else z
+    features = pdae.features(schedule.add_noise(x_0, t, eps), t)
+    shifted = pdae.eps(features) - schedule.at("shift_coefficient", t, x_0) * pdae.gradient(features, z)
+    return weighted_mse(eps - shifted, t, schedule, weight)
+
+
+# ---- measuring the gap ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def noise_error(denoiser_for, x_0: Tensor, schedule: NoiseSchedule, ts, seed: int = 0, batch_size: int = 250,
+                noise: str = "gaussian") -> Tensor:
+    """E‖ε − ε̂‖² per pixel at each t of `ts`: float32 [len(ts)].
+
+    Args:
+        denoiser_for: called with clean images [n, …], returns the denoiser (x_t, t) -> ε̂ to measure on them. So a
+            PDAE is ``lambda x: pdae.denoiser(pdae.encode(x), shift="ddpm")`` and a plain DPM ``lambda x: dpm``.
+        seed: the noise of image i at timestep t depends on (seed, t, i) alone: two models measured with one seed
+            see the same noise.
+        noise: "gaussian"; "uniform" on [0, 1) repeats the authors' released measurement, which is inflated at large t.
+    """
+    from . import keyed
+
+    if noise not in ("gaussian", "uniform"):
+        raise ValueError(f"noise {noise!r}; want 'gaussian' or 'uniform'")
+    draw = keyed.normal if noise == "gaussian" else (
+        lambda seed, step, index, shape: keyed.uniform(seed, step, index, int(torch.tensor(shape).prod()), "noise").reshape(-1, *shape))
+    total = torch.zeros(len(ts), dtype=torch.float64)
+    for start in range(0, len(x_0), batch_size):
+        batch = x_0[start : start + batch_size]
+        denoiser = denoiser_for(batch)
+        index = torch.arange(start, start + len(batch), device=batch.device)
+        for i, t in enumerate(ts):
+            eps = draw(seed, int(t), index, tuple(batch.shape[1:])).to(batch.dtype)
+            t_batch = torch.full((len(batch),), int(t), dtype=torch.int64, device=batch.device)
+            error = eps - denoiser(schedule.add_noise(batch, t_batch, eps), t_batch)
+            total[i] += error.double().square().flatten(1).mean(1).sum().cpu()
+    return (total / len(x_0)).float()
+
+
+def posterior_mean_gap(denoiser_for, x_0: Tensor, schedule: NoiseSchedule, ts, **options) -> Tensor:
+    """Mean square of μ̃_t − μ = β_t/(√α_t √(1−ᾱ_t)) (ε̂ − ε) per pixel, at each t of `ts` (the curve of Fig. 5).
+
+    Arguments as for `noise_error`.
+    """
+    return schedule.gap_coefficient[torch.as_tensor(ts)] ** 2 * noise_error(denoiser_for, x_0, schedule, ts, **options)
+
+
+def fill(error: Tensor, error_dpm: Tensor) -> Tensor:
+    """fill(t) = 1 − E‖ε − ε̂‖²/E‖ε − ε_θ‖²: the share of the gap that the shift fills, at each t."""
+    return 1 - error / error_dpm
+
+
+def nats(error: Tensor, error_dpm: Tensor, schedule: NoiseSchedule, ts, dims: int) -> float:
+    """Σ_{t ≥ 1} (gap²_DPM(t) − gap²_PDAE(t))/(2 β̃_t), summed over pixels: what z improves the variational bound by.
+
+    An estimate of the information I(x_0; z) in nats, up to the DPM's own error. `ts` need not hold every t: the
+    summand is interpolated linearly between them.
+
+    Args:
+        error, error_dpm: E‖ε − ε̂‖² per pixel at each t of `ts` (`noise_error`).
+        ts: increasing, from 1 or above; the ends are extended as constants.
+        dims: number of values in one image, C·H·W.
+    """
+    ts = torch.as_tensor(ts)
+    if len(ts) < 2 or ts[0] < 1 or bool((ts[1:] <= ts[:-1]).any()):
+        raise ValueError(f"ts runs from {int(ts[0])}; want at least two increasing values, from 1 on (beta-tilde is 0 at t = 0)")
+    # The summand is a factor that varies over orders of magnitude times a smooth error: interpolate the error.
+    grid = torch.arange(1, schedule.T)
+    difference = _interpolate(grid.double(), ts.double(), (error_dpm - error).double())
+    factor = schedule.gap_coefficient.double()[1:] ** 2 / (2 * schedule.posterior_variance.double()[1:])
+    return float((factor * difference).sum() * dims)
+
+
+def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    i = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
+    w = ((x - xs[i - 1]) / (xs[i] - xs[i - 1])).clamp(0, 1)
+    return ys[i - 1] + w * (ys[i] - ys[i - 1])
+
+
+# ---- the reference: what a linear code could fill ------------------------------------------------------------------
+
+
+class LinearGaussian:
+    """The data as one Gaussian, N(mean, covariance of `x_0`), and a code made of its first z_dim principal components.
+
+    For this model everything is known in closed form: the ideal noise predictor without and with the code. It is the
+    reference line of every fill figure.
+
+    Args:
+        x_0: training images [M, …] to take mean and covariance from.
+        z_dim: number of principal components in the code.
+    """
+
+    def __init__(self, x_0: Tensor, z_dim: int):
+        flat = x_0.flatten(1).double()
+        if not 0 <= z_dim <= flat.shape[1]:
+            raise ValueError(f"z_dim={z_dim}; want 0 … {flat.shape[1]}")
+        self.shape, self.z_dim, self.mean = x_0.shape[1:], z_dim, flat.mean(0)
+        variance, basis = torch.linalg.eigh(torch.cov(flat.T).reshape(flat.shape[1], -1))
+        self.variance, self.basis = variance.flip(0).clamp(min=0), basis.flip(1)  # largest first; columns of basis
+
+    def denoiser(self, schedule: NoiseSchedule, x_0: Tensor | None = None):
+        """The ideal noise predictor of the Gaussian; with x_0 given, the one that also knows the code of x_0 [N, …]."""
+        basis, mean = (v.to(x_0 if x_0 is not None else self.mean) for v in (self.basis, self.mean))
+        known = None if x_0 is None else (x_0.flatten(1) - mean) @ basis[:, : self.z_dim]
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            b, m = basis.to(x_t), mean.to(x_t)
+            signal, noise = (schedule.at(k, t, x_t).reshape(-1, 1) for k in ("sqrt_alpha_bar", "sqrt_one_minus_alpha_bar"))
+            y = (x_t.flatten(1) - signal * m) @ b  # noisy coefficients
+            var = self.variance.to(x_t)
+            coefficients = signal * var / (signal**2 * var + noise**2) * y  # Wiener filter: E[x_0 | x_t]
+            if known is not None:
+                coefficients = torch.cat([known.to(x_t), coefficients[:, self.z_dim :]], 1)
+            x_0_hat = (m + coefficients @ b.T).reshape(x_t.shape)
+            return schedule.predict_eps(x_t, t, x_0_hat)
+
+        return predict
+
+    def error(self, schedule: NoiseSchedule, ts, with_code: bool) -> Tensor:
+        """E‖ε − ε̂‖² per pixel in closed form for data from the Gaussian itself: [len(ts)]."""
+        snr = schedule.snr.double()[torch.as_tensor(ts)][:, None]
+        per_component = snr * self.variance / (snr * self.variance + 1)
+        return (per_component[:, self.z_dim :] if with_code else per_component).sum(1).float() / len(self.variance)
+
+    def fill(self, schedule: NoiseSchedule, ts) -> Tensor:
+        """The fill that this linear code reaches on its own Gaussian: [len(ts)]."""
+        return fill(self.error(schedule, ts, True), self.error(schedule, ts, False))

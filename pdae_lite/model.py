@@ -1,0 +1,209 @@
+"""PDAE: a frozen DPM, a semantic encoder and a gradient estimator (Section 3)."""
+import torch
+from torch import Tensor, nn
+
+from . import sampling
+from .schedule import NoiseSchedule
+from .unet import check_images
+
+# How G enters ε̂ = ε_θ − c_t G: the training form k_t, exact for DDPM steps (eq. 7), and the DDIM form (eq. 6).
+SHIFTS = {"ddpm": "shift_coefficient", "ddim": "sqrt_one_minus_alpha_bar"}
+SAMPLERS = {"ddim": (sampling.ddim, "ddim"), "ddpm": (sampling.ddpm, "ddpm")}
+
+
+class ShiftedDenoiser:
+    """ε̂(x_t, t) = ε_θ − scale · c_t G(x_t, z, t): a noise predictor like any other. Made by `PDAE.denoiser`."""
+
+    def __init__(self, pdae: "PDAE", z: Tensor, scale: float | Tensor = 1.0, off_last: float = 0.0, shift: str = "ddim"):
+        if shift not in SHIFTS:
+            raise ValueError(f"shift {shift!r}; want one of {', '.join(SHIFTS)}")
+        if not 0.0 <= off_last <= 1.0:
+            raise ValueError(f"off_last={off_last}; want a share of the steps, from 0 to 1")
+        self.pdae, self.z, self.scale = pdae, z, scale
+        self.data_range = pdae.data_range
+        self.first_t = off_last * pdae.schedule.T  # plain DPM where t is below
+        self.shift = shift
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        features = self.pdae.features(x_t, t)
+        eps = self.pdae.eps(features)
+        active = t >= self.first_t
+        if (not torch.is_tensor(self.scale) and self.scale == 0) or not bool(active.any()):
+            return eps  # the estimator isn't run where it has no say
+        gradient = self.pdae.gradient(features, self.z)
+        scale = torch.as_tensor(self.scale, dtype=eps.dtype, device=eps.device) * active
+        coefficient = self.pdae.schedule.at(SHIFTS[self.shift], t, eps)
+        return eps - scale.reshape(-1, *[1] * (eps.ndim - 1)) * coefficient * gradient
+
+
+class PDAE(nn.Module):
+    """A pre-trained DPM as an autoencoder.
+
+    Args:
+        dpm: the noise predictor, cut in two: `trunk(x_t, t)` and `head(features)`. It is frozen here, and stays in
+            eval mode whatever `train()` says.
+        encoder: x_0 [N, C, H, W] -> z [N, z_dim], with a `z_dim`; or an embedding of labels.
+        schedule: the DPM's noise schedule.
+        estimator: features, z -> G [N, C, H, W]; None: a fresh one on the DPM's trunk (output zero).
+        precondition: None: the estimator's output is G, as in the paper. "v": G = √SNR(t) · output, so that the
+            output is the shift in units of v, of one size at every t (see the chapter on filling the gap).
+    """
+
+    def __init__(self, dpm: nn.Module, encoder: nn.Module, schedule: NoiseSchedule, estimator: nn.Module | None = None,
+                 precondition: str | None = None):
+        super().__init__()
+        if precondition not in (None, "v"):
+            raise ValueError(f"precondition {precondition!r}; want None or 'v'")
+        self.dpm, self.encoder, self.schedule = dpm.eval().requires_grad_(False), encoder, schedule
+        self.estimator = dpm.gradient_estimator(encoder.z_dim) if estimator is None else estimator
+        self.precondition = precondition
+
+    def train(self, mode: bool = True) -> "PDAE":
+        """Train mode for encoder and estimator; the DPM stays in eval mode."""
+        super().train(mode)
+        self.dpm.eval()
+        return self
+
+    def trainable(self) -> nn.ModuleDict:
+        """Encoder and estimator: all that an optimizer or an EMA should see."""
+        return nn.ModuleDict({"encoder": self.encoder, "estimator": self.estimator})
+
+    @property
+    def z_dim(self) -> int:
+        """Width of z."""
+        return self.encoder.z_dim
+
+    @property
+    def data_range(self) -> tuple[float, float] | None:
+        """Range of the data, the DPM's own; None: free."""
+        return getattr(self.dpm, "data_range", (-1.0, 1.0))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    # ---- the parts ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def features(self, x_t: Tensor, t: Tensor):
+        """Trunk features of the frozen DPM; never part of a graph."""
+        return self.dpm.trunk(x_t, t)
+
+    @torch.no_grad()
+    def eps(self, features) -> Tensor:
+        """ε_θ [N, C, H, W] of the frozen DPM."""
+        return self.dpm.head(features)
+
+    def gradient(self, features, z: Tensor) -> Tensor:
+        """G_ψ(x_t, z, t) [N, C, H, W]: the estimate of ∇ log p(z | x_t)."""
+        gradient = self.estimator(features, z)
+        if self.precondition == "v":
+            snr = self.schedule.at("snr", features.t, gradient)
+            gradient = snr.sqrt() * gradient
+        return gradient
+
+    def forward(self, x_t: Tensor, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(ε_θ, G), each [N, C, H, W], from x_t [N, C, H, W], t int64 [N] in 0 … T−1, z [N, z_dim]."""
+        self._check_t(t)
+        features = self.features(x_t, t)
+        return self.eps(features), self.gradient(features, z)
+
+    # ---- an autoencoder -------------------------------------------------------------------------------------------
+
+    def encode(self, x_0: Tensor) -> Tensor:
+        """z [N, z_dim] of clean images x_0 [N, C, H, W] in the DPM's data range."""
+        self._check_images(x_0, "x_0")
+        return self.encoder(x_0)
+
+    def denoiser(self, z: Tensor, scale: float | Tensor = 1.0, off_last: float = 0.0, shift: str = "ddim") -> ShiftedDenoiser:
+        """The noise predictor ε̂ = ε_θ − scale · c_t G(x_t, z, t).
+
+        Args:
+            z: [N, z_dim].
+            scale: multiplies the shift; a number or [N]. 0 is the plain DPM.
+            off_last: plain DPM where t < off_last · T (the paper's unconditional samples: 0.3).
+            shift: "ddim", c_t = √(1−ᾱ_t) (eq. 6); "ddpm", c_t = k_t, the form it was trained in, exact for DDPM
+                (eq. 7) and usable in DDIM as the "consistent shift".
+        """
+        return ShiftedDenoiser(self, z, scale, off_last, shift)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, x_T: Tensor | None = None, steps: int = 100, sampler: str = "ddim", scale: float | Tensor = 1.0,
+               off_last: float = 0.0, shift: str | None = None, generator: torch.Generator | None = None, **options) -> Tensor:
+        """Images [N, C, H, W] from codes z [N, z_dim].
+
+        Args:
+            x_T: the stochastic code; None draws Gaussian noise.
+            steps: network evaluations, 1 … T.
+            sampler: "ddim" or "ddpm". It decides the form of the shift unless `shift` says otherwise.
+            scale, off_last: see `denoiser`.
+            options: passed to the sampler (`eta`, `clip`, `grid`, `progress`, `callback`).
+        """
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler {sampler!r}; want one of {', '.join(SAMPLERS)}")
+        run, own_shift = SAMPLERS[sampler]
+        if x_T is None:
+            x_T = self.noise(len(z), generator)
+        denoiser = self.denoiser(z, scale, off_last, own_shift if shift is None else shift)
+        return run(denoiser, x_T, self.schedule, steps, generator=generator, **options)
+
+    @torch.no_grad()
+    def invert(self, x_0: Tensor, z: Tensor | None = None, steps: int = 100, shift: str = "ddim", **options) -> Tensor:
+        """The stochastic code x_T [N, C, H, W] of images x_0 (eq. 8); z is encoded from x_0 if it isn't given.
+
+        `options` go to `sampling.invert` (`fixed_point`, `grid`, `clip`, `progress`, `callback`).
+        """
+        self._check_images(x_0, "x_0")
+        z = self.encode(x_0) if z is None else z
+        return sampling.invert(self.denoiser(z, shift=shift), x_0, self.schedule, steps, **options)
+
+    def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Gaussian x_T [n, C, H, W] of the DPM's image size, drawn on the generator's device (so that a seed gives
+        the same noise everywhere) and moved to the model's."""
+        config = self.dpm.config
+        shape = (n, config.in_channels, config.image_size, config.image_size)
+        source = generator.device if generator is not None else self.device
+        return torch.randn(shape, device=source, generator=generator).to(self.device)
+
+    # ---- files ----------------------------------------------------------------------------------------------------
+
+    def save(self, path, **metadata) -> None:
+        """Write one self-describing safetensors file: weights, configuration, schedule. Never pickle."""
+        from .checkpoint import save_model
+
+        save_model(path, self, metadata)
+
+    @classmethod
+    def load(cls, path, device="cpu") -> "PDAE":
+        """Read a file written by `save`."""
+        from .checkpoint import load_model
+
+        return load_model(path, expect=cls).to(device)
+
+    def to_config(self) -> dict:
+        """The configuration as JSON-able values."""
+        from .checkpoint import describe
+
+        return {"dpm": describe(self.dpm), "encoder": describe(self.encoder), "schedule": self.schedule.to_config(),
+                "precondition": self.precondition}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "PDAE":
+        """The inverse of `to_config`; weights are random."""
+        from .checkpoint import build
+
+        return cls(build(config["dpm"]), build(config["encoder"]), NoiseSchedule.from_config(config["schedule"]),
+                   precondition=config["precondition"])
+
+    # ---- checks ---------------------------------------------------------------------------------------------------
+
+    def _check_images(self, x: Tensor, name: str) -> None:
+        check_images(x, self.dpm.config.in_channels, 1, name, self.data_range)
+
+    def _check_t(self, t: Tensor) -> None:
+        if t.is_floating_point():
+            raise ValueError(f"t is {t.dtype}; want int64 [N]")
+        # Reading t would make a GPU wait; on the CPU it is free.
+        if t.device.type == "cpu" and len(t) and not 0 <= int(t.min()) <= int(t.max()) < self.schedule.T:
+            raise ValueError(f"t runs from {int(t.min())} to {int(t.max())}; want 0 … {self.schedule.T - 1}")

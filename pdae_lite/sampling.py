@@ -1,0 +1,136 @@
+"""Samplers: free functions over a denoiser, a callable (x_t, t) -> ε with t int64 [N].
+
+They know nothing of z, classes or guidance: those live in the denoiser. Each step has explicit end points
+`t_cur`, `t_next`; t = −1 is the clean image (ᾱ = 1).
+"""
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .schedule import NoiseSchedule
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+def time_grid(schedule: NoiseSchedule, steps: int = 100, grid: str | Sequence[int] = "uniform") -> list[int]:
+    """End points of the steps, increasing; the first is the end of sampling.
+
+    - ``"uniform"``: round(linspace(−1, T−1, steps+1)), ends at the clean image, t = −1
+    - ``"paper"``: the integer parts of linspace(0, T−1, steps+1), as in the authors' release: ends at ᾱ_0, not 1
+    - a sequence of t: the denoiser is evaluated there and nowhere else; −1 is added if it is absent
+    """
+    if not isinstance(grid, str):
+        points = sorted({int(t) for t in grid} | {-1})
+        if len(points) < 2 or points[0] < -1 or points[-1] > schedule.T - 1:
+            raise ValueError(f"grid runs from {points[0]} to {points[-1]} in {len(points)} points; want some t in 0…{schedule.T - 1}")
+        return points
+    if int(steps) != steps or not 1 <= steps <= schedule.T:
+        raise ValueError(f"steps={steps}; want a whole number from 1 to T={schedule.T}")
+    if grid == "uniform":
+        points = torch.linspace(-1, schedule.T - 1, steps + 1, dtype=torch.float64).round()
+    elif grid == "paper":
+        points = torch.linspace(0, schedule.T - 1, steps + 1, dtype=torch.float64)
+    else:
+        raise ValueError(f"grid {grid!r}; want 'uniform', 'paper' or a sequence of t")
+    return sorted({int(t) for t in points})
+
+
+def ddim_step(x: Tensor, eps: Tensor, t_cur: int, t_next: int, schedule: NoiseSchedule, *, clip_range=None,
+              eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
+    """One step of DDIM (eq. 4), up or down in t:
+
+        x_next = √ᾱ_next x̂_0 + √(1−ᾱ_next−σ²) ε + σ·noise,   x̂_0 = (x − √(1−ᾱ_cur) ε)/√ᾱ_cur
+
+    With `clip_range`, x̂_0 is clamped and ε derived from it anew. σ² = η² β̃ for the step, so η = 1 is DDPM.
+    """
+    a, s = schedule.level(t_cur)
+    a_next, s_next = schedule.level(t_next)
+    x_0 = (x - s * eps) / a
+    if clip_range is not None:
+        x_0 = x_0.clamp(*clip_range)
+        if s > 0:
+            eps = (x - a * x_0) / s
+    if eta == 0.0 or noise is None or t_next < 0:
+        return a_next * x_0 + s_next * eps
+    sigma_sq = eta**2 * (s_next / s) ** 2 * (1 - (a / a_next) ** 2)
+    return a_next * x_0 + max(s_next**2 - sigma_sq, 0.0) ** 0.5 * eps + sigma_sq**0.5 * noise
+
+
+def _timesteps(x: Tensor, t: int) -> Tensor:
+    return torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
+
+
+def clip_range(denoiser: Denoiser, clip: bool) -> tuple[float, float] | None:
+    """The range that x̂_0 is clamped to: the denoiser's own `data_range`, [−1, 1] if it has none; None: no clamp."""
+    return getattr(denoiser, "data_range", (-1.0, 1.0)) if clip else None
+
+
+def _pairs(points: list[int], progress: bool, name: str) -> Iterable[tuple[int, int]]:
+    return tqdm(list(zip(points[:-1], points[1:])), desc=name, disable=not progress, leave=False)
+
+
+@torch.no_grad()
+def ddim(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int = 100, eta: float = 0.0, clip: bool = True,
+         grid: str | Sequence[int] = "uniform", progress: bool = False, generator: torch.Generator | None = None,
+         callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
+    """DDIM sampling (Song et al. 2021; the paper's eq. 4), from x_T [N, …] to x_0 [N, …].
+
+    Args:
+        denoiser: (x_t, t) -> ε.
+        eta: 0 is deterministic, 1 is DDPM on the grid.
+        clip: clamp x̂_0 to the denoiser's data range in every step.
+        grid: see `time_grid`.
+        callback: called with (t_next, x) after each step.
+    """
+    limits = clip_range(denoiser, clip)
+    x = x_T
+    for t_cur, t_next in _pairs(time_grid(schedule, steps, grid)[::-1], progress, "ddim"):
+        eps = denoiser(x, _timesteps(x, t_cur))
+        noise = None
+        if eta > 0:
+            noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+        x = ddim_step(x, eps, t_cur, t_next, schedule, clip_range=limits, eta=eta, noise=noise)
+        if callback is not None:
+            callback(t_next, x)
+    return x
+
+
+def ddpm(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int | None = None, clip: bool = True,
+         grid: str | Sequence[int] = "uniform", progress: bool = False, generator: torch.Generator | None = None,
+         callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
+    """Ancestral sampling (Ho et al. 2020): x_{t−1} ~ N(μ_θ, β̃_t), `steps` = T unless said otherwise.
+
+    It is DDIM with η = 1: √ᾱ_s x̂_0 + √(1−ᾱ_s−β̃) ε is the posterior mean at x̂_0. A denoiser shifted by z must be
+    made with ``shift="ddpm"``: ε_θ − k_t G then gives the mean μ_θ + β̃_t G of eq. (7).
+    """
+    steps = schedule.T if steps is None else steps
+    return ddim(denoiser, x_T, schedule, steps, eta=1.0, clip=clip, grid=grid, progress=progress, generator=generator,
+                callback=callback)
+
+
+@torch.no_grad()
+def invert(denoiser: Denoiser, x_0: Tensor, schedule: NoiseSchedule, steps: int = 100, clip: bool = False,
+           grid: str | Sequence[int] = "uniform", fixed_point: int = 0, progress: bool = False,
+           callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
+    """DDIM run backwards (eq. 8): x_0 [N, …] to the x_T [N, …] that decodes to it.
+
+    The plain step takes ε at the point it leaves, which is off by O(1/steps). `fixed_point` more evaluations a step
+    take ε at the point it arrives at, so that `ddim` on the same grid retraces it.
+
+    Args:
+        clip: clamp x̂_0 in every step, as the authors' release does. That loses information: for parity only.
+    """
+    limits = clip_range(denoiser, clip)
+    x = x_0
+    for t_cur, t_next in _pairs(time_grid(schedule, steps, grid), progress, "invert"):
+        eps = denoiser(x, _timesteps(x, max(t_cur, 0)))  # the clean image is shown to the network as t = 0
+        x_next = ddim_step(x, eps, t_cur, t_next, schedule, clip_range=limits)
+        for _ in range(fixed_point):
+            eps = denoiser(x_next, _timesteps(x, t_next))
+            x_next = ddim_step(x, eps, t_cur, t_next, schedule, clip_range=limits)
+        x = x_next
+        if callback is not None:
+            callback(t_next, x)
+    return x

@@ -1,0 +1,391 @@
+"""One visible training loop, on accelerate: CPU, one GPU, or many by `accelerate launch` / `torchrun`.
+
+Everything random is keyed by (seed, step, sample index), so a run that was killed and started again, or split over
+several processes, sees the same data, timesteps and noise.
+"""
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm.auto import tqdm
+
+from . import keyed
+from .checkpoint import CheckpointError, read, save_model, write
+from .data import to_float
+from .losses import dpm_loss, pdae_loss
+from .model import PDAE
+from .schedule import NoiseSchedule
+
+IN_MEMORY_BYTES = 2 << 30  # data sets below this live on the device
+SKIPS_ALLOWED = 10  # non-finite batches in a row before the run stops
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on; the message says at which step and what to do."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run. `batch_size` counts images over all processes and accumulated micro-batches.
+
+    The learning rate rises linearly over `warmup` steps and falls to zero over the last `decay` share of the run
+    (cosine). The EMA's decay is min(`ema`, (1+n)/(10+n)) after n steps. `weight` None: the loss's own default.
+    `precision`: "no" or "bf16". `augment`: "affine" shifts, rotates, scales and shears half of the images a little.
+    """
+
+    steps: int = 10_000
+    batch_size: int = 128
+    accumulate: int = 1
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    warmup: int = 0
+    decay: float = 0.0
+    grad_clip: float = 1.0
+    ema: float = 0.9999
+    weight: str | None = None
+    gamma: float | None = None
+    flip: bool = False
+    augment: str | None = None
+    seed: int = 0
+    save_every: int = 1000
+    log_every: int = 50
+    precision: str = "no"
+    channels_last: bool = True
+    compile: bool = False
+    workers: int = 0
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; want at least 1")
+        if self.precision not in ("no", "bf16"):
+            raise ValueError(f"precision {self.precision!r}; want 'no' or 'bf16'")
+        if self.augment not in (None, "affine"):
+            raise ValueError(f"augment {self.augment!r}; want None or 'affine'")
+
+
+@dataclass
+class TrainResult:
+    """`model` holds the EMA weights, in eval mode; `history` one dict per log step (step, images, loss, lr, …)."""
+
+    model: nn.Module
+    history: list[dict] = field(default_factory=list)
+    path: Path | None = None
+
+
+class Objective(nn.Module):
+    """Model and loss as one module, so that DDP and torch.compile see a single forward."""
+
+    def __init__(self, model: nn.Module, loss: Callable):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None) -> Tensor:
+        return self.loss(self.model, x_0, t, eps, y)
+
+
+def default_loss(model: nn.Module, schedule: NoiseSchedule, config: TrainConfig) -> Callable:
+    """The loss that goes with a model: `pdae_loss` for a PDAE, `dpm_loss` for a noise predictor."""
+    name = config.weight or ("pdae" if isinstance(model, PDAE) else "simple")
+    weight = schedule.loss_weight(name, config.gamma)
+    if isinstance(model, PDAE):
+        return lambda m, x_0, t, eps, y: pdae_loss(m, x_0, t, eps, weight)
+    conditional = getattr(model.config, "num_classes", None) is not None
+    return lambda m, x_0, t, eps, y: dpm_loss(m, x_0, t, eps, schedule, weight, y if conditional else None)
+
+
+def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule: NoiseSchedule | None = None,
+          out: str | Path | None = None, loss: Callable | None = None, metadata: dict | None = None, progress: bool = True,
+          callback: Callable[[int, nn.Module], dict | None] | None = None, **overrides) -> TrainResult:
+    """Train a model in place; at the end it holds its EMA weights.
+
+    Args:
+        model: a `PDAE` (its DPM stays frozen), or a noise predictor such as `UNet`.
+        data: a data set of images, or of (image, label); uint8, or float in the model's range.
+        config: a `TrainConfig`; `overrides` replace its fields by name, so ``train(pdae, data, steps=500)`` works.
+        schedule: the noise schedule; a PDAE brings its own.
+        out: folder for `model.safetensors` (the EMA model) and `checkpoints/`. The same call again resumes from the
+            last good checkpoint, or returns at once if the run was complete. None: nothing is written.
+        loss: (model, x_0, t, eps, y) -> scalar; None: `default_loss`.
+        callback: called at every log step with (step, model); a dict that it returns joins the history.
+
+    Raises:
+        TrainingError: the loss stays non-finite, the output can't be written, or `out` holds another run.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    config = replace(config or TrainConfig(), **overrides)
+    schedule = getattr(model, "schedule", None) if schedule is None else schedule
+    if schedule is None:
+        raise ValueError("schedule is missing; a noise predictor needs one, for example NoiseSchedule.linear()")
+    AcceleratorState._reset_state()  # lets one process train twice with different precision
+    accelerator = Accelerator(mixed_precision=config.precision)
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    if config.batch_size % (world * config.accumulate):
+        raise ValueError(f"batch_size={config.batch_size} doesn't divide by {world} processes × {config.accumulate} micro-batches")
+    micro = config.batch_size // (world * config.accumulate)
+
+    torch.manual_seed(config.seed)
+    model.to(device).train()
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    trainable = model.trainable() if hasattr(model, "trainable") else nn.ModuleDict({"model": model})
+    parameters = [p for p in trainable.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda"))
+
+    def average(averaged: list[Tensor], current: list[Tensor], n: Tensor) -> None:
+        torch._foreach_lerp_(averaged, current, 1 - min(config.ema, (1 + int(n)) / (10 + int(n))))  # n lives on the CPU
+
+    ema = AveragedModel(trainable, multi_avg_fn=average, use_buffers=False)
+
+    state = _State(trainable, ema, optimizer, Path(out) if out is not None else None, config, accelerator.is_main_process)
+    step, history = state.resume()
+    objective = accelerator.prepare_model(Objective(model, loss or default_loss(model, schedule, config)))
+    compute = torch.compile(objective, dynamic=False) if config.compile else objective
+    writer = _tensorboard(out) if config.tensorboard and out is not None and accelerator.is_main_process else None
+    batches = _Batches(data, config, device, start=step)
+
+    total, skipped, in_a_row, worst = (torch.zeros((), device=device) for _ in range(4))
+    clock, since = time.perf_counter(), step
+    bar = tqdm(total=config.steps, initial=step, desc="train", disable=not progress or not accelerator.is_main_process, leave=False)
+    while step < config.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        for m in range(config.accumulate):
+            index = torch.arange(micro, device=device) + (m * world + rank) * micro  # place in the whole batch
+            x_0, y = batches.get(step, index)
+            t = _timesteps(config.seed, step, index, config.batch_size, schedule.T)
+            eps = keyed.normal(config.seed, step, index, tuple(x_0.shape[1:]))
+            if config.channels_last and x_0.ndim == 4:
+                x_0 = x_0.contiguous(memory_format=torch.channels_last)
+            last = m == config.accumulate - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(objective):  # exchange gradients once a step
+                value = compute(x_0, t, eps, y)
+                accelerator.backward(value / config.accumulate)
+            total += value.detach().nan_to_num() / config.accumulate
+        norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        # A non-finite batch is skipped on the device: fused Adam leaves its state alone where found_inf is 1.
+        bad = (~norm.isfinite()).float()
+        if optimizer.defaults["fused"]:
+            optimizer.found_inf = bad
+            optimizer.step()
+        elif not bool(bad):
+            optimizer.step()
+        optimizer.zero_grad()
+        skipped += bad
+        in_a_row = (in_a_row + 1) * bad
+        worst = torch.maximum(worst, in_a_row)
+        ema.update_parameters(trainable)
+        step += 1
+        bar.update()
+
+        if step % config.log_every == 0 or step == config.steps:
+            _check_skips(int(skipped), int(worst), step)
+            now = time.perf_counter()
+            entry = {"step": step, "images": step * config.batch_size, "loss": float(total) / (step - since),
+                     "lr": learning_rate(config, step - 1), "images_per_second": round((step - since) * config.batch_size / (now - clock), 1)}
+            if int(skipped):
+                entry["skipped"] = int(skipped)
+                tqdm.write(f"step {step}: {int(skipped)} non-finite batches skipped since step {since}")
+            if callback is not None:
+                entry |= callback(step, model) or {}
+                model.train()
+            history.append(entry)
+            bar.set_postfix(loss=f"{entry['loss']:.4g}")
+            if writer is not None:
+                for key, value in entry.items():
+                    writer.add_scalar(key, value, step)
+            for counter in (total, skipped, worst):
+                counter.zero_()
+            clock, since = time.perf_counter(), step
+        if step % config.save_every == 0 or step == config.steps:
+            state.save(step, history)
+    bar.close()
+    if writer is not None:
+        writer.close()
+
+    with torch.no_grad():
+        for p, averaged in zip(trainable.parameters(), ema.module.parameters()):
+            p.copy_(averaged)
+    model.eval()
+    path = None
+    if out is not None:
+        path = Path(out) / "model.safetensors"
+        if accelerator.is_main_process:
+            facts = {"training": asdict(config), "images_seen": step * config.batch_size, "torch": torch.__version__}
+            _guard(save_model, path, model, facts | (metadata or {}))
+            _guard((Path(out) / "history.json").write_text, json.dumps(history, indent=0))
+        accelerator.wait_for_everyone()
+    return TrainResult(model, history, path)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, constant, then cosine to zero over the last `decay` share of the steps."""
+    lr = config.lr * min(1.0, (step + 1) / max(config.warmup, 1))
+    start = config.steps * (1 - config.decay)
+    if config.decay and step > start:
+        lr *= 0.5 * (1 + math.cos(math.pi * (step - start) / (config.steps - start)))
+    return lr
+
+
+def _timesteps(seed: int, step: int, index: Tensor, batch_size: int, T: int) -> Tensor:
+    """t for each sample: one uniform draw for the whole batch, spread evenly over it (Kingma et al. 2021, App. I.1).
+    Each t is uniform on 0 … T−1, and the loss of a batch varies less than with independent draws."""
+    u = keyed.uniform(seed, step, torch.zeros(1, dtype=torch.int64, device=index.device), 1, "t").double()[0]
+    return (((u + index.double() / batch_size) % 1.0) * T).long().clamp(max=T - 1)
+
+
+def _check_skips(skipped: int, worst: int, step: int) -> None:
+    if worst >= SKIPS_ALLOWED:
+        raise TrainingError(f"step {step}: {worst} batches in a row had a non-finite loss or gradient ({skipped} since the last "
+                            "log step); lower the learning rate, check the images for NaN, or use weight='pdae'")
+
+
+def _guard(function, *args, **kwargs):
+    try:
+        return function(*args, **kwargs)
+    except OSError as e:
+        raise TrainingError(f"can't write {e.filename or args[0]}: {e.strerror or e}; free some space or choose another --out") from None
+
+
+def _tensorboard(out):
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(Path(out) / "tensorboard"))
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+class _Batches:
+    """Images of a step. Epochs are permutations keyed by (seed, epoch); a step's samples are a pure function of it."""
+
+    def __init__(self, data, config: TrainConfig, device: torch.device, start: int):
+        self.data, self.config, self.device = data, config, device
+        self.n = len(data)
+        if self.n < 1:
+            raise ValueError("data is empty; want at least one image")
+        tensors = getattr(data, "tensors", None)
+        self.images = self.labels = self.loader = None
+        if tensors is not None:
+            small = tensors[0].numel() * tensors[0].element_size() < IN_MEMORY_BYTES
+            self.images, *rest = [x.to(device) if small else x for x in tensors]
+            self.labels = rest[0] if rest else None
+        self.epoch, self.order = -1, None
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
+            self.epoch, self.order = epoch, torch.randperm(self.n, generator=generator)
+        return self.order
+
+    def get(self, step: int, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x_0 float [n, C, H, W] and labels for the samples at places `index` of the step's batch."""
+        places = step * self.config.batch_size + index.cpu()
+        chosen = torch.empty_like(places)
+        for epoch in torch.unique(places // self.n).tolist():
+            here = places // self.n == epoch
+            chosen[here] = self._order(epoch)[places[here] % self.n]
+        if self.images is not None:
+            chosen = chosen.to(self.images.device)
+            x, y = self.images[chosen], None if self.labels is None else self.labels[chosen]
+        else:
+            items = [self.data[i] for i in chosen.tolist()]
+            pairs = [item if isinstance(item, (tuple, list)) else (item, None) for item in items]
+            x = torch.stack([p[0] for p in pairs])
+            y = None if pairs[0][1] is None else torch.as_tensor([int(p[1]) for p in pairs])
+        x = to_float(x.to(self.device, non_blocking=True))
+        y = None if y is None else y.to(self.device, non_blocking=True)
+        if self.config.flip:
+            flip = keyed.uniform(self.config.seed, step, index, 1, "flip")[:, 0] < 0.5
+            x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+        if self.config.augment == "affine":
+            x = affine(x, keyed.uniform(self.config.seed, step, index, 7, "augment"))
+        return x, y
+
+
+def affine(x: Tensor, u: Tensor, share: float = 0.5) -> Tensor:
+    """Light distortion of a share of the images: shift ±2 pixels of 32, rotation ±10°, scale ±8 %, shear ±0.1.
+
+    x [N, C, H, W] on a background of −1; u [N, 7] uniform in [0, 1) decides.
+    """
+    v = 2 * u - 1
+    angle, scale, shear = v[:, 0] * math.radians(10), 1 + 0.08 * v[:, 1], 0.1 * v[:, 2]
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    theta = torch.stack([torch.stack([cos, -sin + shear, v[:, 3] / 8], 1), torch.stack([sin, cos, v[:, 4] / 8], 1)], 1)
+    theta = torch.where((u[:, 6] < share)[:, None, None], theta, torch.eye(2, 3, device=x.device))
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x + 1, grid, mode="bicubic", padding_mode="zeros", align_corners=False).clamp(0, 2) - 1
+
+
+# ---- checkpoints of a run ---------------------------------------------------------------------------------------------
+
+
+class _State:
+    """Save and resume. A checkpoint is one atomic safetensors file with weights, EMA, Adam's moments and the history;
+    the last two are kept, so that a damaged one costs `save_every` steps, not the run."""
+
+    def __init__(self, trainable, ema, optimizer, out: Path | None, config: TrainConfig, main: bool):
+        self.trainable, self.ema, self.optimizer, self.config, self.main = trainable, ema, optimizer, config, main
+        self.folder = out / "checkpoints" if out is not None else None
+
+    # What may change between two calls that continue one run.
+    FREE = ("steps", "save_every", "log_every", "precision", "compile", "channels_last", "workers", "tensorboard", "accumulate")
+
+    def save(self, step: int, history: list[dict]) -> None:
+        if self.folder is None or not self.main:
+            return
+        tensors = {f"model.{k}": v for k, v in self.trainable.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+        header = {"step": step, "averaged": int(self.ema.n_averaged), "config": asdict(self.config), "history": history}
+        _guard(write, self.folder / f"step_{step:09d}.safetensors", tensors, header)
+        for old in sorted(self.folder.glob("step_*.safetensors"))[:-2]:
+            old.unlink(missing_ok=True)
+
+    def resume(self) -> tuple[int, list[dict]]:
+        if self.folder is None or not self.folder.is_dir():
+            return 0, []
+        for path in sorted(self.folder.glob("step_*.safetensors"), reverse=True):
+            try:
+                tensors, header = read(path)
+            except CheckpointError as e:
+                tqdm.write(f"{e}; trying the checkpoint before it")
+                continue
+            self._check_config(path, header["config"])
+            groups: dict[str, dict] = {"model": {}, "ema": {}, "optimizer": {}}
+            for key, value in tensors.items():
+                group, name = key.split(".", 1)
+                groups[group][name] = value
+            try:
+                self.trainable.load_state_dict(groups["model"])
+                self.ema.module.load_state_dict(groups["ema"])
+            except RuntimeError as e:
+                raise TrainingError(f"{path}: another model's checkpoint ({str(e).splitlines()[-1].strip()}); choose another --out") from None
+            self.ema.n_averaged.fill_(header["averaged"])
+            optimizer = self.optimizer.state_dict()
+            optimizer["state"] = {}
+            for name, value in groups["optimizer"].items():
+                i, key = name.split(".", 1)
+                optimizer["state"].setdefault(int(i), {})[key] = value
+            self.optimizer.load_state_dict(optimizer)
+            return header["step"], header["history"]
+        return 0, []
+
+    def _check_config(self, path: Path, before: dict) -> None:
+        now = json.loads(json.dumps(asdict(self.config)))
+        for name, value in now.items():
+            if name not in self.FREE and before.get(name, value) != value:
+                raise TrainingError(f"{path.parent.parent} holds a run with {name}={before[name]}, this one has {name}={value}; "
+                                    "use the same settings to resume, or choose another --out")
