@@ -1,0 +1,58 @@
+"""pdae_lite: pre-trained diffusion models as autoencoders (PDAE, NeurIPS 2022).
+
+    import pdae_lite
+    pdae = pdae_lite.load("digits")
+    images = pdae_lite.data.digits("test").floats(slice(8))
+    z = pdae.encode(images)
+    rebuilt = pdae.decode(z, x_T=pdae.invert(images, z))
+"""
+from importlib import import_module
+from pathlib import Path
+
+from .encoder import EncoderConfig, SemanticEncoder
+from .model import PDAE
+from .prediction import as_epsilon
+from .schedule import NoiseSchedule
+from .unet import GradientEstimator, UNet, UNetConfig
+
+__version__ = "0.1.0"
+
+# Loaded where they are used, so that importing the library costs little more than importing torch.
+_LAZY = {"checkpoint", "cli", "data", "interop", "losses", "presets", "sampling", "training", "viz"}
+_LAZY_NAMES = {"train": "training", "TrainConfig": "training"}
+
+__all__ = ["PDAE", "UNet", "UNetConfig", "GradientEstimator", "SemanticEncoder", "EncoderConfig", "NoiseSchedule",
+           "as_epsilon", "load", "shipped", *sorted(_LAZY), *_LAZY_NAMES]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return import_module(f".{name}", __name__)
+    if name in _LAZY_NAMES:
+        return getattr(import_module(f".{_LAZY_NAMES[name]}", __name__), name)
+    raise AttributeError(f"module 'pdae_lite' has no attribute {name!r}")
+
+
+def shipped() -> list[tuple[str, str]]:
+    """(data set, kind) of every model file in the package; "dpm" comes with each "pdae"."""
+    return sorted(tuple(p.stem.split("_", 1)) for p in (Path(__file__).parent / "assets").glob("*_*.safetensors"))
+
+
+def load(name: str, kind: str = "pdae", device="cpu"):
+    """A model that ships with the package, in eval mode.
+
+    Args:
+        name: the data set, for example "digits".
+        kind: "pdae", or "dpm" for the frozen DPM inside it; `shipped` lists all.
+
+    Raises:
+        ValueError: nothing of that name and kind ships; the message lists what does.
+    """
+    from .checkpoint import load_model
+
+    path = Path(__file__).parent / "assets" / f"{name}_{'pdae' if kind == 'dpm' else kind}.safetensors"
+    if not path.is_file():
+        have = ", ".join(f"{n!r} kind {k!r}" for n, k in shipped()) or "no models"
+        raise ValueError(f"no model {name!r} of kind {kind!r} ships with pdae_lite; it has {have}")
+    model = load_model(path).to(device)
+    return model.dpm if kind == "dpm" else model
