@@ -1,0 +1,305 @@
+"""One visual language for the whole book: a colour per method, image grids, curves, sliders.
+
+Figures sit on a light card of their own, so that they read the same on a light and on a dark page. `slider` makes an
+interactive figure that needs neither a kernel nor a network; `explorer` is its live counterpart in a running notebook.
+"""
+import base64
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .data import ASSETS, to_uint8
+
+# One colour per method, through the whole book: told apart with any common colour vision, and at least 3:1 against a
+# white and a near-black page alike. Methods also differ in dash pattern, for print and for eyes that see no colour.
+COLORS = {
+    "dpm": "#767B84",         # the frozen, pre-trained DPM alone
+    "pdae": "#1277C9",        # the DPM shifted by z
+    "diffae": "#D2570F",      # Diff-AE, trained from scratch
+    "linear": "#0B8F63",      # the linear-Gaussian reference
+    "classifier": "#BC5490",  # classifier guidance
+    "conditional": "#7A68D8",  # a DPM that is told the class
+    "data": "#97741A",        # the data, the truth
+}
+DASHES = {"dpm": (0, (5, 2)), "linear": (0, (1, 1.2)), "diffae": (0, (6, 1.5, 1.5, 1.5)), "classifier": (0, (3, 1.5)),
+          "conditional": (0, (8, 2)), "data": (0, (1, 2.5))}
+NAMES = {"dpm": "DPM alone", "pdae": "PDAE", "diffae": "Diff-AE", "linear": "linear-Gaussian reference",
+         "classifier": "classifier guidance", "conditional": "conditional DPM", "data": "data"}
+CARD, INK, FAINT = "#FBFAF7", "#22262B", "#DAD7D0"
+
+RC = {
+    "figure.facecolor": CARD, "savefig.facecolor": CARD, "axes.facecolor": CARD, "figure.dpi": 120, "savefig.dpi": 120,
+    "figure.figsize": (6.4, 3.6), "figure.constrained_layout.use": True, "image.cmap": "gray",
+    "image.interpolation": "nearest",
+    "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.edgecolor": INK, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.titlelocation": "left",
+    "font.size": 10.5, "axes.titlesize": 11.5, "legend.frameon": False, "lines.linewidth": 2.0,
+    "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())),
+}
+
+
+def style() -> None:
+    """Use the book's look for every figure from here on. For one figure only: ``with matplotlib.rc_context(viz.RC):``."""
+    mpl.rcParams.update(RC)
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def _pixels(images: Tensor, name: str = "images") -> Tensor:
+    if not torch.is_tensor(images) or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        shape = list(images.shape) if torch.is_tensor(images) else type(images).__name__
+        raise ValueError(f"{name}: {shape}; want a tensor [N, C, H, W] with C 1 or 3 and N at least 1")
+    if not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise ValueError(f"{name}: dtype {images.dtype}; want floats in [-1, 1], or uint8")
+    return images.cpu() if images.dtype == torch.uint8 else to_uint8(images.cpu())
+
+
+def tile(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
+    """Images [N, C, H, W] side by side as one: uint8 [C, h, w], row by row, `gap` pixels of card colour between them.
+
+    Floats are taken as [−1, 1] and clamped. `columns` None: all in one row.
+    """
+    pixels = _pixels(images)
+    n, c, h, w = pixels.shape
+    columns = n if columns is None else min(columns, n)
+    rows = math.ceil(n / columns)
+    sheet = torch.full((c, rows * (h + gap) - gap, columns * (w + gap) - gap), 250, dtype=torch.uint8)
+    for i, image in enumerate(pixels):
+        y, x = i // columns * (h + gap), i % columns * (w + gap)
+        sheet[:, y : y + h, x : x + w] = image
+    return sheet
+
+
+def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[str] | None = None,
+                 row_labels: Sequence[str] | None = None, scale: float | None = None, title: str | None = None) -> Figure:
+    """A grid of images as a matplotlib figure, filled row by row; the last row may be short.
+
+    Args:
+        images: [N, C, H, W], C 1 or 3; floats in [−1, 1] (clamped) or uint8.
+        rows: number of rows; None: one per row label, else rows of at most 10.
+        titles: one over each column, or one over each image (N of them).
+        row_labels: one to the left of each row.
+        scale: side of a drawn pixel in 1/100 inch; None: images about 0.85 inch high.
+
+    Raises:
+        ValueError: another shape, or a number of titles or labels that doesn't fit.
+    """
+    pixels = _pixels(images)
+    n, _, h, w = pixels.shape
+    pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    if rows is None:
+        rows = len(row_labels) if row_labels else math.ceil(n / 10)
+    if not 1 <= rows <= n:
+        raise ValueError(f"rows={rows}; want 1 to {n}, the number of images")
+    columns = math.ceil(n / rows)
+    if titles is not None and len(titles) not in (columns, n):
+        raise ValueError(f"{len(titles)} titles; want {columns} (one a column) or {n} (one an image)")
+    if row_labels is not None and len(row_labels) != rows:
+        raise ValueError(f"{len(row_labels)} row_labels; want {rows}")
+    per_image = titles is not None and len(titles) == n and rows > 1
+    unit = (85 / h if scale is None else scale) / 100  # everything below in inches
+    above = 0.0 if titles is None else 0.24  # room for titles: over the first row only, or over every row
+    left = 0.16 + 0.085 * max(map(len, row_labels)) if row_labels else 0.06
+    top, gap, dx = (0.36 if title else 0.06), 0.05, w * unit + 0.05
+    dy = h * unit + gap + (above if per_image else 0)
+    width = left + columns * dx + 0.02
+    height = top + rows * dy + (above if not per_image else 0) + 0.02
+    with mpl.rc_context(RC | {"figure.constrained_layout.use": False}):
+        figure = plt.figure(figsize=(width, height))
+        for i in range(n):
+            row, column = divmod(i, columns)
+            bottom = height - top - above - row * dy - h * unit
+            ax = figure.add_axes([(left + column * dx) / width, bottom / height, w * unit / width, h * unit / height])
+            ax.set_axis_off()
+            ax.imshow(pixels[i])
+            if titles is not None and (per_image or row == 0):
+                ax.set_title(titles[i], fontsize=9, loc="center", pad=3)
+            if row_labels is not None and column == 0:
+                figure.text((left - 0.08) / width, (bottom + h * unit / 2) / height, row_labels[row], ha="right", va="center", fontsize=9.5)
+        if title:
+            figure.text(left / width, 1 - 0.1 / height, title, ha="left", va="top", fontsize=11.5)
+    plt.close(figure)  # the caller decides where it shows
+    return figure
+
+
+def show_images(images: Tensor, rows: int | None = None, **options) -> None:
+    """Show a grid of images here and now; arguments as for `image_figure`, which returns the figure instead."""
+    _show(image_figure(images, rows, **options))
+
+
+def curves(x, series: Mapping[str, object], *, xlabel: str = "", ylabel: str = "", title: str | None = None,
+           bands: Mapping[str, tuple] | None = None, log: bool = False, ax: Axes | None = None) -> Axes:
+    """Lines over a common x, each in its method's colour and dash pattern.
+
+    Args:
+        x: [n], numbers. The code's t runs from 0 to T−1.
+        series: name → [n]. A name that is a key of `COLORS` ("dpm", "pdae", …) gets that method's colour and full name;
+            so does "pdae: some note", with the note in the legend.
+        bands: name → (low [n], high [n]), shaded.
+        log: logarithmic y axis.
+        ax: draw here; None makes a figure, which a notebook shows at the end of the cell.
+    """
+    with mpl.rc_context(RC):
+        ax = plt.subplots()[1] if ax is None else ax
+        x = np.asarray(x, dtype=float)
+        for i, (name, y) in enumerate(series.items()):
+            key, _, note = name.partition(":")
+            color = COLORS.get(key, list(COLORS.values())[i % len(COLORS)])
+            text = f"{NAMES[key]} ({note.strip()})" if key in NAMES and note else NAMES.get(key, name)
+            ax.plot(x, np.asarray(y, dtype=float), color=color, ls=DASHES.get(key, "-"), label=text)
+            if bands and name in bands:
+                low, high = (np.asarray(b, dtype=float) for b in bands[name])
+                ax.fill_between(x, low, high, color=color, alpha=0.18, lw=0)
+        ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+        if title:
+            ax.set_title(title)
+        if len(series) > 1:
+            ax.legend()
+    return ax
+
+
+# ---- sliders --------------------------------------------------------------------------------------------------------
+
+
+def _png(frame) -> tuple[bytes, int, int, bool]:
+    """PNG bytes, width and height in pixels, and whether pixels may be drawn as squares."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    if isinstance(frame, Figure):  # no tight bounding box: all frames must be of one size
+        frame.savefig(out, format="png", dpi=120, facecolor=CARD, metadata={"Software": None})
+        image = Image.open(out).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    else:
+        pixels = frame.numpy()
+        image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    out = io.BytesIO()
+    image.save(out, "PNG", optimize=True)
+    return out.getvalue(), *image.size, not isinstance(frame, Figure)
+
+
+@dataclass(frozen=True)
+class Slider:
+    """What `slider` returns: displays itself as HTML."""
+
+    id: str
+    labels: tuple[str, ...]
+    html: str = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def slider(frames: Tensor | Sequence[Tensor | Figure], labels: Sequence[object], *, id: str, label: str, alt: str,
+           scale: float | None = None, start: int = 0, columns: int | None = None) -> Slider:
+    """Precomputed frames behind a native range input: works in the built page without kernel, network or library.
+
+    With JavaScript off, the frames show as a contact strip. The same input gives the same HTML.
+
+    Args:
+        frames: images [F, C, H, W]; or F grids [n, C, H, W], each drawn as one picture, `columns` wide (None: one
+            row); or F matplotlib figures of one size. Floats in [−1, 1] (clamped) or uint8.
+        labels: F short texts or numbers, shown beside the slider as it moves, such as "t = 500".
+        id: a fixed name, unique on its page: letters, digits, "-" and "_".
+        label: what the slider changes, such as "timestep t".
+        alt: what the pictures show, for those who can't see them; the frame's label is added to it.
+        scale: screen pixels per image pixel; None: pictures of about 256 pixels in height (figures: as they are).
+        start: the frame shown first.
+
+    Raises:
+        ValueError: no frames, frames of different sizes, a wrong number of labels, or an id that can't be one.
+    """
+    if not re.fullmatch(r"[A-Za-z][\w-]*", id, re.ASCII):
+        raise ValueError(f"id {id!r}; want a letter, then letters, digits, '-' or '_'")
+    if len(frames) != len(labels) or not len(frames):
+        raise ValueError(f"{len(frames)} frames and {len(labels)} labels; want as many labels as frames, at least one")
+    if not 0 <= start < len(frames):
+        raise ValueError(f"start={start}; want 0 … {len(frames) - 1}")
+    if not label.strip() or not alt.strip():
+        raise ValueError("label or alt is empty; want texts that say what the slider changes and what the pictures show")
+    if torch.is_tensor(frames):
+        frames = [image[None] for image in _pixels(frames, "frames")]
+    pictures = [_png(f if isinstance(f, Figure) else tile(_pixels(f, "a frame"), columns)) for f in frames]
+    if len({p[1:3] for p in pictures}) > 1:
+        raise ValueError(f"frames of different sizes: {sorted({p[1:3] for p in pictures})}; want one size")
+    _, width, height, pixels = pictures[0]
+    shown = (max(1, round(256 / height)) if pixels else 100 / 120) if scale is None else scale
+    texts = [html.escape(str(x)) for x in labels]
+    size = f'width="{round(width * shown)}" height="{round(height * shown)}"' + (' class="pixels"' if pixels and shown >= 1 else "")
+    figures = "\n".join(
+        f'<figure{" class=on" if i == start else ""}><img {size} alt="{html.escape(alt)}; {text}" '
+        f'src="data:image/png;base64,{base64.b64encode(png).decode()}"><figcaption>{text}</figcaption></figure>'
+        for i, ((png, *_), text) in enumerate(zip(pictures, texts)))
+    return Slider(id, tuple(map(str, labels)), f"""<div class="pdae-slider" id="{id}">
+<style>
+{(ASSETS / "slider.css").read_text()}</style>
+<div class="frames">
+{figures}
+</div>
+<div class="controls"><label for="{id}-range">{html.escape(label)}</label>
+<input type="range" id="{id}-range" min="0" max="{len(texts) - 1}" step="1" value="{start}" autocomplete="off">
+<output id="{id}-output" for="{id}-range">{texts[start]}</output></div>
+<script>
+{(ASSETS / "slider.js").read_text().replace("SLIDER-ID", id)}</script>
+</div>""")
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """What `explorer` returns: ipywidgets where a kernel runs, the static slider elsewhere."""
+
+    widget: object
+    static: Slider | None
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        text = "<p><em>Run this notebook to use this explorer: every control recomputes the picture.</em></p>"
+        bundle = {"text/plain": "explorer", "text/html": self.static.html if self.static else text}
+        live = self.widget._repr_mimebundle_() or {}
+        view = "application/vnd.jupyter.widget-view+json"
+        return bundle | ({view: live[view]} if view in live else {})
+
+
+def explorer(function: Callable, static: Slider | None = None, /, **controls) -> Explorer:
+    """A live explorer: `function(**values)` is called anew, and its result shown, whenever a control changes.
+
+    Args:
+        function: returns images [N, C, H, W] in [−1, 1], a figure, or anything a notebook can show.
+        static: the slider to show where no kernel runs, as in the built book.
+        controls: name → (low, high) or (low, high, step) for a number, a list or dict of choices, True/False, or any
+            ipywidgets widget. The first value of each must be cheap: it is computed at once.
+    """
+    try:
+        import ipywidgets as widgets
+    except ImportError:
+        raise ImportError("explorer needs ipywidgets: pip install 'pdae_lite[book]'") from None
+
+    def draw(**values):
+        result = function(**values)
+        if result is not None:
+            _show(image_figure(result) if torch.is_tensor(result) else result)
+
+    interactive = widgets.interactive(draw, **controls)
+    for child in interactive.children[:-1]:
+        if hasattr(child, "continuous_update"):
+            child.continuous_update = False  # one computation per move, not one per pixel
+    return Explorer(interactive, static)
+
+
+def _show(thing) -> None:
+    try:
+        from IPython.display import display
+    except ImportError:
+        raise ImportError("showing pictures needs a notebook; in a script use image_figure(...).savefig(path)") from None
+    display(thing)
