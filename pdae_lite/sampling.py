@@ -134,3 +134,22 @@ def invert(denoiser: Denoiser, x_0: Tensor, schedule: NoiseSchedule, steps: int 
         if callback is not None:
             callback(t_next, x)
     return x
+
+
+def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
+    """Spherical interpolation between two noises [N, …], each sample on its own; `weight` is a number or [N].
+
+    The angle is taken between directions and lengths are interpolated linearly. Equal or opposite inputs, where the
+    great circle is not defined, give the linear interpolation.
+    """
+    flat_a, flat_b = a.flatten(1), b.flatten(1)
+    norm_a, norm_b = flat_a.norm(dim=1, keepdim=True), flat_b.norm(dim=1, keepdim=True)
+    w = torch.as_tensor(weight, dtype=a.dtype, device=a.device).reshape(-1, 1)
+    cosine = (flat_a * flat_b).sum(1, keepdim=True) / (norm_a * norm_b).clamp(min=1e-12)
+    angle = cosine.clamp(-1, 1).acos()
+    sine = angle.sin()
+    safe = sine > 1e-4
+    direction = (((1 - w) * angle).sin() * flat_a / norm_a.clamp(min=1e-12)
+                 + (w * angle).sin() * flat_b / norm_b.clamp(min=1e-12)) / torch.where(safe, sine, torch.ones_like(sine))
+    mixed = torch.where(safe, direction * ((1 - w) * norm_a + w * norm_b), (1 - w) * flat_a + w * flat_b)
+    return mixed.reshape(a.shape)
