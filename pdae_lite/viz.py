@@ -128,9 +128,9 @@ def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[st
             if titles is not None and (per_image or row == 0):
                 ax.set_title(titles[i], fontsize=9, loc="center", pad=3)
             if row_labels is not None and column == 0:
-                figure.text((left - 0.08) / width, (bottom + h * unit / 2) / height, row_labels[row], ha="right", va="center", fontsize=9.5)
+                figure.text((left - 0.08) / width, (bottom + h * unit / 2) / height, row_labels[row], ha="right", va="center")
         if title:
-            figure.text(left / width, 1 - 0.1 / height, title, ha="left", va="top", fontsize=11.5)
+            figure.text(left / width, 1 - 0.1 / height, title, ha="left", va="top")
     plt.close(figure)  # the caller decides where it shows
     return figure
 
@@ -215,7 +215,7 @@ def slider(frames: Tensor | Sequence[Tensor | Figure], labels: Sequence[object],
         id: a fixed name, unique on its page: letters, digits, "-" and "_".
         label: what the slider changes, such as "timestep t".
         alt: what the pictures show, for those who can't see them; the frame's label is added to it.
-        scale: screen pixels per image pixel; None: pictures of about 256 pixels in height (figures: as they are).
+        scale: screen pixels per image pixel; None: as large as fits in 680×256 (figures: as they are).
         start: the frame shown first.
 
     Raises:
@@ -235,9 +235,10 @@ def slider(frames: Tensor | Sequence[Tensor | Figure], labels: Sequence[object],
     if len({p[1:3] for p in pictures}) > 1:
         raise ValueError(f"frames of different sizes: {sorted({p[1:3] for p in pictures})}; want one size")
     _, width, height, pixels = pictures[0]
-    shown = (max(1, round(256 / height)) if pixels else 100 / 120) if scale is None else scale
+    shown = (max(1, min(256 // height, 680 // width)) if pixels else 100 / 120) if scale is None else scale
     texts = [html.escape(str(x)) for x in labels]
-    size = f'width="{round(width * shown)}" height="{round(height * shown)}"' + (' class="pixels"' if pixels and shown >= 1 else "")
+    sharp = ' class="pixels"' if pixels and shown >= 1 else ""
+    size = f'width="{round(width * shown)}" height="{round(height * shown)}"{sharp}'
     figures = "\n".join(
         f'<figure{" class=on" if i == start else ""}><img {size} alt="{html.escape(alt)}; {text}" '
         f'src="data:image/png;base64,{base64.b64encode(png).decode()}"><figcaption>{text}</figcaption></figure>'

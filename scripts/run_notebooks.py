@@ -1,0 +1,113 @@
+"""Run notebooks anew and store their outputs: `make notebooks`, or
+
+    python scripts/run_notebooks.py                      # all
+    python scripts/run_notebooks.py 01_quickstart ...    # some
+
+What differs from run to run is left out (timings, addresses, how a stream was cut up, live widgets), so that a notebook
+whose results haven't changed gives an empty diff. A notebook that fails is not written.
+"""
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+KEPT_CELL_METADATA = {"tags", "mystnb", "slideshow", "jp-MarkdownHeadingCollapsed"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run notebooks anew and store their outputs.")
+    parser.add_argument("names", nargs="*", help="notebooks, by name or path (default: all)")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds that one cell may take (default: %(default)s)")
+    args = parser.parse_args()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars in stored outputs
+    failed = 0
+    for path in [find(name) for name in args.names] or sorted(NOTEBOOKS.glob("*.ipynb")):
+        start = time.perf_counter()
+        print(f"{path.name} … ", end="", flush=True)
+        try:
+            changed = run(path, args.timeout)
+        except CellExecutionError as e:
+            failed += 1
+            print(f"failed\n{e}", file=sys.stderr)
+        else:
+            print(f"{'changed' if changed else 'unchanged'}, {time.perf_counter() - start:.0f} s")
+    return 1 if failed else 0
+
+
+def find(name: str) -> Path:
+    """The path of a notebook given by path, file name or bare name."""
+    for path in (Path(name), NOTEBOOKS / name, NOTEBOOKS / f"{name}.ipynb"):
+        if path.is_file():
+            return path.resolve()
+    sys.exit(f"run_notebooks: no notebook {name!r}; there are {', '.join(sorted(p.stem for p in NOTEBOOKS.glob('*.ipynb')))}")
+
+
+def run(path: Path, timeout: int) -> bool:
+    """Execute one notebook in its own folder and write it. Returns whether the file changed."""
+    before = path.read_text(encoding="utf-8")
+    notebook = nbformat.reads(before, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    NotebookClient(notebook, timeout=timeout, kernel_name="python3", store_widget_state=False,
+                   resources={"metadata": {"path": str(path.parent)}}).execute()
+    clean(notebook)
+    nbformat.validate(notebook)
+    after = nbformat.writes(notebook).rstrip("\n") + "\n"
+    if after != before:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(after, encoding="utf-8")
+        os.replace(temporary, path)
+    return after != before
+
+
+def clean(notebook) -> None:
+    """Leave out what differs between two runs that give the same results."""
+    kept = {k: v for k, v in notebook.metadata.items() if k not in ("widgets", "kernelspec", "language_info", "signature")}
+    notebook.metadata = nbformat.from_dict(kept | {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}})
+    if notebook.nbformat_minor < 5:  # older notebooks have no cell ids; number them rather than draw them
+        notebook.nbformat_minor = 5
+    for number, cell in enumerate(notebook.cells):
+        cell.setdefault("id", f"cell-{number}")
+        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in KEPT_CELL_METADATA})
+        if cell.cell_type == "code":
+            cell.outputs = [tidy(output) for output in merge_streams(cell.outputs)]
+
+
+def merge_streams(outputs: list) -> list:
+    """All text of one stream in one output, where its first part was: how a stream is cut up depends on timing."""
+    merged, streams = [], {}
+    for output in outputs:
+        if output.output_type != "stream":
+            merged.append(output)
+        elif output.name in streams:
+            streams[output.name].text += output.text
+        else:
+            streams[output.name] = output
+            merged.append(output)
+    for stream in streams.values():  # a carriage return overwrites its line
+        stream.text = re.sub(r"[^\n]*\r(?!\n)", "", stream.text)
+    return merged
+
+
+def tidy(output):
+    """Drop a live widget that has HTML beside it, and memory addresses in text."""
+    data = output.get("data", {})
+    if WIDGET in data and "text/html" in data:
+        del data[WIDGET]
+    if "text/plain" in data:
+        data["text/plain"] = re.sub(r"\b0x[0-9a-f]{6,}\b", "0x…", data["text/plain"])
+    return output
+
+
+if __name__ == "__main__":
+    sys.exit(main())

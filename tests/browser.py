@@ -1,0 +1,48 @@
+"""A headless Chromium for tests that must see a page as a reader does. They skip, with the reason, where there is none."""
+import os
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+FLAGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+         "--disable-component-update --disable-sync").split()
+LOCAL = ("file:", "data:", "blob:", "about:")
+
+
+def executable() -> str | None:
+    """Path of a system Chromium (environment variable CHROMIUM first), or None."""
+    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    return next((path for path in (shutil.which(n) for n in names if n) if path), None)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A running browser."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'pdae_lite[dev]'")
+    path = executable()
+    if path is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium, or set CHROMIUM=/path/to/it)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser, path, javascript: bool = True, **options):
+    """A page of a local file. On leaving, fails if the page logged an error or asked another host for anything."""
+    context = browser.new_context(java_script_enabled=javascript, **options)
+    page = context.new_page()
+    problems = []
+    page.on("console", lambda m: problems.append(f"console: {m.text}") if m.type == "error" else None)
+    page.on("pageerror", lambda e: problems.append(f"error: {e}"))
+    page.on("request", lambda r: None if r.url.startswith(LOCAL) else problems.append(f"request to {r.url}"))
+    page.on("requestfailed", lambda r: problems.append(f"failed: {r.url}"))
+    try:
+        page.goto(path.as_uri(), wait_until="load")
+        yield page
+        page.wait_for_timeout(100)
+    finally:
+        context.close()
+    assert not problems, f"{path.name}: {problems[:5]}"

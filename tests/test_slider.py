@@ -1,0 +1,171 @@
+"""The static slider: its HTML, and how it behaves in a browser."""
+import base64
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from browser import chromium, opened  # noqa: F401
+from matplotlib import pyplot as plt
+
+from pdae_lite import viz
+
+BUILT = Path(__file__).parent.parent / "book" / "_build" / "html"
+LABELS = ["t = 0", "t = 250", "t = 500", "t = 750", "t = 999"]
+
+
+def frames(n=5, channels=1):
+    """n flat images, black to white."""
+    return torch.linspace(-1, 1, n).reshape(n, 1, 1, 1).expand(n, channels, 8, 8).contiguous()
+
+
+def make(**options):
+    arguments = {"id": "fade", "label": "timestep t", "alt": "A square, from black to white"} | options
+    return viz.slider(arguments.pop("frames", frames()), arguments.pop("labels", LABELS), **arguments)
+
+
+def test_html_is_complete_and_deterministic():
+    text = make()._repr_html_()
+    assert text == make()._repr_html_()
+    assert text.count("<figure") == text.count("data:image/png;base64,") == 5
+    assert '<label for="fade-range">timestep t</label>' in text and '<output id="fade-output" for="fade-range">' in text
+    assert re.search(r'<input type="range" id="fade-range" min="0" max="4" step="1" value="0"', text)
+    assert all(f'alt="A square, from black to white; {label}"' in text for label in LABELS)
+    assert not re.search(r"https?://|src=\"(?!data:)", text)
+    assert len(text) < 6000
+
+
+def test_frames_hold_the_images():
+    """Frame i is image i, at its own size: [−1, 1] becomes 0…255."""
+    import io
+
+    from PIL import Image
+
+    pngs = re.findall(r"base64,([^\"]+)", make().html)
+    values = [Image.open(io.BytesIO(base64.b64decode(p))).getpixel((3, 3)) for p in pngs]
+    assert values == [0, 64, 128, 191, 255]
+
+
+def test_grids_figures_and_colour():
+    grids = make(frames=[frames(6, 3) * k / 5 for k in range(1, 6)], columns=3).html
+    assert 'width="392" height="252"' in grids  # 3×2 images of 8 with gaps of 2 are 28×18, shown 14 times as large
+    figures = []
+    for k in range(5):
+        figure, ax = plt.subplots(figsize=(2, 1))
+        ax.plot([0, k])
+        plt.close(figure)
+        figures.append(figure)
+    assert make(frames=figures).html.count("<img") == 5
+
+
+def test_text_is_escaped():
+    text = make(labels=["<b>", "&", '"', "5", "6"], alt='a "quoted" <thing>').html
+    assert "<b>" not in text and "&lt;b&gt;" in text and "a &quot;quoted&quot; &lt;thing&gt;" in text
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"labels": LABELS[:4]}, "5 frames and 4 labels"),
+    ({"id": "2 words"}, "id '2 words'"),
+    ({"id": 'x"onclick'}, "want a letter"),
+    ({"alt": " "}, "alt is empty"),
+    ({"start": 5}, "start=5"),
+    ({"frames": torch.zeros(5, 8, 8)}, r"want a tensor \[N, C, H, W\]"),
+    ({"frames": torch.zeros(5, 1, 8, 8, dtype=torch.int64)}, "dtype"),
+    ({"frames": [frames(2), frames(3), frames(2), frames(2), frames(2)]}, "different sizes"),
+])
+def test_bad_input_is_refused_in_one_line(options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make(**options)
+    assert "\n" not in str(error.value)
+
+
+def test_explorer_carries_its_static_slider():
+    pytest.importorskip("ipywidgets")
+    bundle = viz.explorer(lambda k: None, make(), k=(0, 4))._repr_mimebundle_()
+    assert bundle["text/html"] == make().html and "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_colours_have_contrast_on_light_and_dark():
+    def luminance(color):
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    for name, color in viz.COLORS.items():
+        for page in ("#FFFFFF", viz.CARD, "#14181E"):
+            light, dark = sorted((luminance(color), luminance(page)), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 3, f"{name} {color} on {page}"
+
+
+# ---- in a browser ---------------------------------------------------------------------------------------------------
+
+
+def shown(page, name):
+    """Index and source of the frame that is visible; exactly one must be."""
+    figures = page.query_selector_all(f"#{name} figure")
+    (visible,) = [i for i, figure in enumerate(figures) if figure.is_visible()]
+    return visible, figures[visible].query_selector("img").get_attribute("src")
+
+
+def drive(page, name):
+    """Through a slider by keyboard: the frame, the output and the value for screen readers follow."""
+    knob = page.locator(f"#{name}-range")
+    last = int(knob.get_attribute("max"))
+    page.keyboard.press("Tab")  # the page has focus; the knob gets it as a reader would give it
+    knob.focus()
+    assert page.evaluate("document.activeElement.id") == f"{name}-range"
+    page.keyboard.press("Home")
+    first = shown(page, name)
+    assert first[0] == 0
+    page.keyboard.press("ArrowRight")
+    second = shown(page, name)
+    assert second[0] == 1
+    page.keyboard.press("End")
+    final = shown(page, name)
+    assert final[0] == last and final[1] != first[1]
+    caption = page.locator(f"#{name} figure").nth(last).locator("figcaption").text_content()
+    assert page.locator(f"#{name}-output").text_content() == caption == knob.get_attribute("aria-valuetext")
+    page.keyboard.press("ArrowLeft")
+    assert shown(page, name)[0] == last - 1
+
+
+@pytest.fixture
+def small_page(tmp_path):
+    path = tmp_path / "page.html"
+    text = make().html + make(id="other", label="another").html
+    path.write_text(f"<!doctype html><html lang=en><meta charset=utf-8><title>sliders</title><body>{text}", encoding="utf-8")
+    return path
+
+
+def test_keyboard_moves_the_frame(chromium, small_page):  # noqa: F811
+    with opened(chromium, small_page) as page:
+        drive(page, "fade")
+        assert shown(page, "other")[0] == 0  # two sliders on a page don't disturb each other
+        drive(page, "other")
+
+
+def test_without_javascript_the_strip_shows(chromium, small_page):  # noqa: F811
+    with opened(chromium, small_page, javascript=False) as page:
+        assert page.locator("#fade figure:visible").count() == 5
+        assert page.locator("#fade figcaption:visible").all_text_contents() == LABELS
+        assert page.locator("#fade-range:visible").count() == 0
+
+
+def pages_with_sliders():
+    return [p for p in sorted(BUILT.rglob("*.html")) if 'class="pdae-slider"' in p.read_text(encoding="utf-8")]
+
+
+def test_sliders_of_the_built_book(chromium):  # noqa: F811
+    if not (BUILT / "index.html").is_file():
+        pytest.skip("the book isn't built (make book)")
+    if not pages_with_sliders():
+        pytest.skip("no page of the built book has a slider")
+    for path in pages_with_sliders():
+        names = re.findall(r'class="pdae-slider" id="([\w-]+)"', path.read_text(encoding="utf-8"))
+        assert len(set(names)) == len(names), f"{path.name}: two sliders of one id in {names}"
+        with opened(chromium, path) as page:
+            for name in names:
+                drive(page, name)
+        with opened(chromium, path, javascript=False) as page:
+            for name in names:
+                assert page.locator(f"#{name} figure:visible").count() > 1 and page.locator(f"#{name}-range:visible").count() == 0
