@@ -3,13 +3,10 @@
 Figures sit on a light card of their own, so that they read the same on a light and on a dark page. `slider` makes an
 interactive figure that needs neither a kernel nor a network; `explorer` is its live counterpart in a running notebook.
 """
-import base64
-import html
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data import ASSETS, to_uint8
+from .sliders import CARD, Slider, pixels_of, slider, tile
+
+__all__ = ["COLORS", "DASHES", "NAMES", "CARD", "RC", "style", "styled", "tile", "image_figure", "show_images", "curves",
+           "Slider", "slider", "Explorer", "explorer"]
 
 # One colour per method, through the whole book: told apart with any common colour vision, and at least 3:1 against a
 # white and a near-black page alike. Methods also differ in dash pattern, for print and for eyes that see no colour.
@@ -36,7 +36,7 @@ DASHES = {"dpm": (0, (5, 2)), "linear": (0, (1, 1.2)), "diffae": (0, (6, 1.5, 1.
           "conditional": (0, (8, 2)), "data": (0, (1, 2.5))}
 NAMES = {"dpm": "DPM alone", "pdae": "PDAE", "diffae": "Diff-AE", "linear": "linear-Gaussian reference",
          "classifier": "classifier guidance", "conditional": "conditional DPM", "data": "data"}
-CARD, INK, FAINT = "#FBFAF7", "#22262B", "#DAD7D0"
+INK, FAINT = "#22262B", "#DAD7D0"
 
 RC = {
     "figure.facecolor": CARD, "savefig.facecolor": CARD, "axes.facecolor": CARD, "figure.dpi": 120, "savefig.dpi": 120,
@@ -51,36 +51,23 @@ RC = {
 
 
 def style() -> None:
-    """Use the book's look for every figure from here on. For one figure only: ``with matplotlib.rc_context(viz.RC):``."""
+    """Use the book's look for every figure from here on."""
     mpl.rcParams.update(RC)
 
 
+@contextmanager
+def styled(**more) -> Iterator[None]:
+    """The book's look for the figures made inside. (Not `rc_context`: where matplotlib first wakes up inside it, that also
+    undoes the notebook's interactive mode, and figures no longer show.)"""
+    before = {k: mpl.rcParams[k] for k in RC | more}
+    mpl.rcParams.update(RC | more)
+    try:
+        yield
+    finally:
+        mpl.rcParams.update(before)
+
+
 # ---- pictures -------------------------------------------------------------------------------------------------------
-
-
-def _pixels(images: Tensor, name: str = "images") -> Tensor:
-    if not torch.is_tensor(images) or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-        shape = list(images.shape) if torch.is_tensor(images) else type(images).__name__
-        raise ValueError(f"{name}: {shape}; want a tensor [N, C, H, W] with C 1 or 3 and N at least 1")
-    if not (images.is_floating_point() or images.dtype == torch.uint8):
-        raise ValueError(f"{name}: dtype {images.dtype}; want floats in [-1, 1], or uint8")
-    return images.cpu() if images.dtype == torch.uint8 else to_uint8(images.cpu())
-
-
-def tile(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
-    """Images [N, C, H, W] side by side as one: uint8 [C, h, w], row by row, `gap` pixels of card colour between them.
-
-    Floats are taken as [−1, 1] and clamped. `columns` None: all in one row.
-    """
-    pixels = _pixels(images)
-    n, c, h, w = pixels.shape
-    columns = n if columns is None else min(columns, n)
-    rows = math.ceil(n / columns)
-    sheet = torch.full((c, rows * (h + gap) - gap, columns * (w + gap) - gap), 250, dtype=torch.uint8)
-    for i, image in enumerate(pixels):
-        y, x = i // columns * (h + gap), i % columns * (w + gap)
-        sheet[:, y : y + h, x : x + w] = image
-    return sheet
 
 
 def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[str] | None = None,
@@ -97,7 +84,7 @@ def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[st
     Raises:
         ValueError: another shape, or a number of titles or labels that doesn't fit.
     """
-    pixels = _pixels(images)
+    pixels = pixels_of(images)
     n, _, h, w = pixels.shape
     pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     if rows is None:
@@ -117,7 +104,7 @@ def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[st
     dy = h * unit + gap + (above if per_image else 0)
     width = left + columns * dx + 0.02
     height = top + rows * dy + (above if not per_image else 0) + 0.02
-    with mpl.rc_context(RC | {"figure.constrained_layout.use": False}):
+    with styled(**{"figure.constrained_layout.use": False}):
         figure = plt.figure(figsize=(width, height))
         for i in range(n):
             row, column = divmod(i, columns)
@@ -152,7 +139,7 @@ def curves(x, series: Mapping[str, object], *, xlabel: str = "", ylabel: str = "
         log: logarithmic y axis.
         ax: draw here; None makes a figure, which a notebook shows at the end of the cell.
     """
-    with mpl.rc_context(RC):
+    with styled():
         ax = plt.subplots()[1] if ax is None else ax
         x = np.asarray(x, dtype=float)
         for i, (name, y) in enumerate(series.items()):
@@ -171,90 +158,7 @@ def curves(x, series: Mapping[str, object], *, xlabel: str = "", ylabel: str = "
     return ax
 
 
-# ---- sliders --------------------------------------------------------------------------------------------------------
-
-
-def _png(frame) -> tuple[bytes, int, int, bool]:
-    """PNG bytes, width and height in pixels, and whether pixels may be drawn as squares."""
-    from PIL import Image
-
-    out = io.BytesIO()
-    if isinstance(frame, Figure):  # no tight bounding box: all frames must be of one size
-        frame.savefig(out, format="png", dpi=120, facecolor=CARD, metadata={"Software": None})
-        image = Image.open(out).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    else:
-        pixels = frame.numpy()
-        image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    out = io.BytesIO()
-    image.save(out, "PNG", optimize=True)
-    return out.getvalue(), *image.size, not isinstance(frame, Figure)
-
-
-@dataclass(frozen=True)
-class Slider:
-    """What `slider` returns: displays itself as HTML."""
-
-    id: str
-    labels: tuple[str, ...]
-    html: str = field(repr=False)
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-
-def slider(frames: Tensor | Sequence[Tensor | Figure], labels: Sequence[object], *, id: str, label: str, alt: str,
-           scale: float | None = None, start: int = 0, columns: int | None = None) -> Slider:
-    """Precomputed frames behind a native range input: works in the built page without kernel, network or library.
-
-    With JavaScript off, the frames show as a contact strip. The same input gives the same HTML.
-
-    Args:
-        frames: images [F, C, H, W]; or F grids [n, C, H, W], each drawn as one picture, `columns` wide (None: one
-            row); or F matplotlib figures of one size. Floats in [−1, 1] (clamped) or uint8.
-        labels: F short texts or numbers, shown beside the slider as it moves, such as "t = 500".
-        id: a fixed name, unique on its page: letters, digits, "-" and "_".
-        label: what the slider changes, such as "timestep t".
-        alt: what the pictures show, for those who can't see them; the frame's label is added to it.
-        scale: screen pixels per image pixel; None: as large as fits in 680×256 (figures: as they are).
-        start: the frame shown first.
-
-    Raises:
-        ValueError: no frames, frames of different sizes, a wrong number of labels, or an id that can't be one.
-    """
-    if not re.fullmatch(r"[A-Za-z][\w-]*", id, re.ASCII):
-        raise ValueError(f"id {id!r}; want a letter, then letters, digits, '-' or '_'")
-    if len(frames) != len(labels) or not len(frames):
-        raise ValueError(f"{len(frames)} frames and {len(labels)} labels; want as many labels as frames, at least one")
-    if not 0 <= start < len(frames):
-        raise ValueError(f"start={start}; want 0 … {len(frames) - 1}")
-    if not label.strip() or not alt.strip():
-        raise ValueError("label or alt is empty; want texts that say what the slider changes and what the pictures show")
-    if torch.is_tensor(frames):
-        frames = [image[None] for image in _pixels(frames, "frames")]
-    pictures = [_png(f if isinstance(f, Figure) else tile(_pixels(f, "a frame"), columns)) for f in frames]
-    if len({p[1:3] for p in pictures}) > 1:
-        raise ValueError(f"frames of different sizes: {sorted({p[1:3] for p in pictures})}; want one size")
-    _, width, height, pixels = pictures[0]
-    shown = (max(1, min(256 // height, 680 // width)) if pixels else 100 / 120) if scale is None else scale
-    texts = [html.escape(str(x)) for x in labels]
-    sharp = ' class="pixels"' if pixels and shown >= 1 else ""
-    size = f'width="{round(width * shown)}" height="{round(height * shown)}"{sharp}'
-    figures = "\n".join(
-        f'<figure{" class=on" if i == start else ""}><img {size} alt="{html.escape(alt)}; {text}" '
-        f'src="data:image/png;base64,{base64.b64encode(png).decode()}"><figcaption>{text}</figcaption></figure>'
-        for i, ((png, *_), text) in enumerate(zip(pictures, texts)))
-    return Slider(id, tuple(map(str, labels)), f"""<div class="pdae-slider" id="{id}">
-<style>
-{(ASSETS / "slider.css").read_text()}</style>
-<div class="frames">
-{figures}
-</div>
-<div class="controls"><label for="{id}-range">{html.escape(label)}</label>
-<input type="range" id="{id}-range" min="0" max="{len(texts) - 1}" step="1" value="{start}" autocomplete="off">
-<output id="{id}-output" for="{id}-range">{texts[start]}</output></div>
-<script>
-{(ASSETS / "slider.js").read_text().replace("SLIDER-ID", id)}</script>
-</div>""")
+# ---- live explorers --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def opened(browser, path, javascript: bool = True, **options):
     page.on("console", lambda m: problems.append(f"console: {m.text}") if m.type == "error" else None)
     page.on("pageerror", lambda e: problems.append(f"error: {e}"))
     page.on("request", lambda r: None if r.url.startswith(LOCAL) else problems.append(f"request to {r.url}"))
-    page.on("requestfailed", lambda r: problems.append(f"failed: {r.url}"))
+    if javascript:  # without it, the browser drops the scripts that it had begun to preload
+        page.on("requestfailed", lambda r: problems.append(f"failed: {r.url}"))
     try:
         page.goto(path.as_uri(), wait_until="load")
         yield page
