@@ -76,8 +76,9 @@ def _umask() -> int:
 def write(path: str | os.PathLike, tensors: dict[str, Tensor], header: dict) -> None:
     """Tensors and a JSON header as one safetensors file, with a SHA-256 of both."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    meta = {"format": FORMAT, "header": json.dumps(header, sort_keys=True)}
-    meta["sha256"] = _digest(tensors, meta["header"])
+    text = json.dumps(header, sort_keys=True)
+    # One metadata entry: safetensors orders several at random, and equal files should have equal bytes.
+    meta = {FORMAT: json.dumps({"header": text, "sha256": _digest(tensors, text)})}
     with atomic_path(path) as temporary:
         temporary.write_bytes(to_bytes(tensors, metadata=meta))
 
@@ -97,9 +98,11 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError, ValueError, RuntimeError) as e:
         raise CheckpointError(f"{path}: not a complete safetensors file ({str(e).splitlines()[0]}); copy or train it again") from None
-    if meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a pdae_lite file (format {meta.get('format')!r}, want {FORMAT!r})")
-    if meta.get("sha256") != _digest(tensors, meta["header"]):
+    if FORMAT not in meta:
+        raise CheckpointError(f"{path}: not a {FORMAT} file, but one with {', '.join(sorted(meta)) or 'no'} metadata; "
+                              "files of other projects are read by pdae_lite.interop")
+    meta = json.loads(meta[FORMAT])
+    if meta["sha256"] != _digest(tensors, meta["header"]):
         raise CheckpointError(f"{path}: checksum mismatch, the file is damaged; copy or train it again")
     return tensors, json.loads(meta["header"])
 
