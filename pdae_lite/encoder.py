@@ -3,7 +3,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
-from .unet import AttentionBlock, check_images, group_norm
+from .blocks import AttentionBlock, check_images, group_norm
 
 
 @dataclass(frozen=True)

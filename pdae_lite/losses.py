@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor
 
-from .schedule import NoiseSchedule, expand
+from .schedule import NoiseSchedule
 
 
 def weighted_mse(error: Tensor, t: Tensor, schedule: NoiseSchedule, weight: str | Tensor) -> Tensor:

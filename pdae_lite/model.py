@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from . import sampling
+from .blocks import check_images
 from .schedule import NoiseSchedule
-from .unet import check_images
 
 # How G enters ε̂ = ε_θ − c_t G: the training form k_t, exact for DDPM steps (eq. 7), and the DDIM form (eq. 6).
 SHIFTS = {"ddpm": "shift_coefficient", "ddim": "sqrt_one_minus_alpha_bar"}

@@ -12,24 +12,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from . import keyed
-from .checkpoint import CheckpointError, read, save_model, write
-from .data import to_float
+from .batches import Batches
+from .checkpoint import save_model
 from .losses import dpm_loss, pdae_loss
 from .model import PDAE
+from .run_state import RunState, TrainingError, guard
 from .schedule import NoiseSchedule
 
-IN_MEMORY_BYTES = 2 << 30  # data sets below this live on the device
 SKIPS_ALLOWED = 10  # non-finite batches in a row before the run stops
-
-
-class TrainingError(RuntimeError):
-    """Training can't go on; the message says at which step and what to do."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +143,12 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
 
     ema = AveragedModel(trainable, multi_avg_fn=average, use_buffers=False)
 
-    state = _State(trainable, ema, optimizer, Path(out) if out is not None else None, config, accelerator.is_main_process)
+    state = RunState(trainable, ema, optimizer, Path(out) if out is not None else None, config, accelerator.is_main_process)
     step, history = state.resume()
     objective = accelerator.prepare_model(Objective(model, loss or default_loss(model, schedule, config)))
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
     writer = _tensorboard(out) if config.tensorboard and out is not None and accelerator.is_main_process else None
-    batches = _Batches(data, config, device, start=step)
+    batches = Batches(data, config, device)
 
     total, skipped, in_a_row, worst = (torch.zeros((), device=device) for _ in range(4))
     clock, since = time.perf_counter(), step
@@ -223,8 +218,8 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
         path = Path(out) / "model.safetensors"
         if accelerator.is_main_process:
             facts = {"training": asdict(config), "images_seen": step * config.batch_size, "torch": torch.__version__}
-            _guard(save_model, path, model, facts | (metadata or {}))
-            _guard((Path(out) / "history.json").write_text, json.dumps(history, indent=0))
+            guard(save_model, path, model, facts | (metadata or {}))
+            guard((Path(out) / "history.json").write_text, json.dumps(history, indent=0))
         accelerator.wait_for_everyone()
     return TrainResult(model, history, path)
 
@@ -251,141 +246,7 @@ def _check_skips(skipped: int, worst: int, step: int) -> None:
                             "log step); lower the learning rate, check the images for NaN, or use weight='pdae'")
 
 
-def _guard(function, *args, **kwargs):
-    try:
-        return function(*args, **kwargs)
-    except OSError as e:
-        raise TrainingError(f"can't write {e.filename or args[0]}: {e.strerror or e}; free some space or choose another --out") from None
-
-
 def _tensorboard(out):
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(Path(out) / "tensorboard"))
-
-
-# ---- data -----------------------------------------------------------------------------------------------------------
-
-
-class _Batches:
-    """Images of a step. Epochs are permutations keyed by (seed, epoch); a step's samples are a pure function of it."""
-
-    def __init__(self, data, config: TrainConfig, device: torch.device, start: int):
-        self.data, self.config, self.device = data, config, device
-        self.n = len(data)
-        if self.n < 1:
-            raise ValueError("data is empty; want at least one image")
-        tensors = getattr(data, "tensors", None)
-        self.images = self.labels = self.loader = None
-        if tensors is not None:
-            small = tensors[0].numel() * tensors[0].element_size() < IN_MEMORY_BYTES
-            self.images, *rest = [x.to(device) if small else x for x in tensors]
-            self.labels = rest[0] if rest else None
-        self.epoch, self.order = -1, None
-
-    def _order(self, epoch: int) -> Tensor:
-        if epoch != self.epoch:
-            generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
-            self.epoch, self.order = epoch, torch.randperm(self.n, generator=generator)
-        return self.order
-
-    def get(self, step: int, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x_0 float [n, C, H, W] and labels for the samples at places `index` of the step's batch."""
-        places = step * self.config.batch_size + index.cpu()
-        chosen = torch.empty_like(places)
-        for epoch in torch.unique(places // self.n).tolist():
-            here = places // self.n == epoch
-            chosen[here] = self._order(epoch)[places[here] % self.n]
-        if self.images is not None:
-            chosen = chosen.to(self.images.device)
-            x, y = self.images[chosen], None if self.labels is None else self.labels[chosen]
-        else:
-            items = [self.data[i] for i in chosen.tolist()]
-            pairs = [item if isinstance(item, (tuple, list)) else (item, None) for item in items]
-            x = torch.stack([p[0] for p in pairs])
-            y = None if pairs[0][1] is None else torch.as_tensor([int(p[1]) for p in pairs])
-        x = to_float(x.to(self.device, non_blocking=True))
-        y = None if y is None else y.to(self.device, non_blocking=True)
-        if self.config.flip:
-            flip = keyed.uniform(self.config.seed, step, index, 1, "flip")[:, 0] < 0.5
-            x = torch.where(flip[:, None, None, None], x.flip(-1), x)
-        if self.config.augment == "affine":
-            x = affine(x, keyed.uniform(self.config.seed, step, index, 7, "augment"))
-        return x, y
-
-
-def affine(x: Tensor, u: Tensor, share: float = 0.5) -> Tensor:
-    """Light distortion of a share of the images: shift ±2 pixels of 32, rotation ±10°, scale ±8 %, shear ±0.1.
-
-    x [N, C, H, W] on a background of −1; u [N, 7] uniform in [0, 1) decides.
-    """
-    v = 2 * u - 1
-    angle, scale, shear = v[:, 0] * math.radians(10), 1 + 0.08 * v[:, 1], 0.1 * v[:, 2]
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    theta = torch.stack([torch.stack([cos, -sin + shear, v[:, 3] / 8], 1), torch.stack([sin, cos, v[:, 4] / 8], 1)], 1)
-    theta = torch.where((u[:, 6] < share)[:, None, None], theta, torch.eye(2, 3, device=x.device))
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x + 1, grid, mode="bicubic", padding_mode="zeros", align_corners=False).clamp(0, 2) - 1
-
-
-# ---- checkpoints of a run ---------------------------------------------------------------------------------------------
-
-
-class _State:
-    """Save and resume. A checkpoint is one atomic safetensors file with weights, EMA, Adam's moments and the history;
-    the last two are kept, so that a damaged one costs `save_every` steps, not the run."""
-
-    def __init__(self, trainable, ema, optimizer, out: Path | None, config: TrainConfig, main: bool):
-        self.trainable, self.ema, self.optimizer, self.config, self.main = trainable, ema, optimizer, config, main
-        self.folder = out / "checkpoints" if out is not None else None
-
-    # What may change between two calls that continue one run.
-    FREE = ("steps", "save_every", "log_every", "precision", "compile", "channels_last", "workers", "tensorboard", "accumulate")
-
-    def save(self, step: int, history: list[dict]) -> None:
-        if self.folder is None or not self.main:
-            return
-        tensors = {f"model.{k}": v for k, v in self.trainable.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
-        header = {"step": step, "averaged": int(self.ema.n_averaged), "config": asdict(self.config), "history": history}
-        _guard(write, self.folder / f"step_{step:09d}.safetensors", tensors, header)
-        for old in sorted(self.folder.glob("step_*.safetensors"))[:-2]:
-            old.unlink(missing_ok=True)
-
-    def resume(self) -> tuple[int, list[dict]]:
-        if self.folder is None or not self.folder.is_dir():
-            return 0, []
-        for path in sorted(self.folder.glob("step_*.safetensors"), reverse=True):
-            try:
-                tensors, header = read(path)
-            except CheckpointError as e:
-                tqdm.write(f"{e}; trying the checkpoint before it")
-                continue
-            self._check_config(path, header["config"])
-            groups: dict[str, dict] = {"model": {}, "ema": {}, "optimizer": {}}
-            for key, value in tensors.items():
-                group, name = key.split(".", 1)
-                groups[group][name] = value
-            try:
-                self.trainable.load_state_dict(groups["model"])
-                self.ema.module.load_state_dict(groups["ema"])
-            except RuntimeError as e:
-                raise TrainingError(f"{path}: another model's checkpoint ({str(e).splitlines()[-1].strip()}); choose another --out") from None
-            self.ema.n_averaged.fill_(header["averaged"])
-            optimizer = self.optimizer.state_dict()
-            optimizer["state"] = {}
-            for name, value in groups["optimizer"].items():
-                i, key = name.split(".", 1)
-                optimizer["state"].setdefault(int(i), {})[key] = value
-            self.optimizer.load_state_dict(optimizer)
-            return header["step"], header["history"]
-        return 0, []
-
-    def _check_config(self, path: Path, before: dict) -> None:
-        now = json.loads(json.dumps(asdict(self.config)))
-        for name, value in now.items():
-            if name not in self.FREE and before.get(name, value) != value:
-                raise TrainingError(f"{path.parent.parent} holds a run with {name}={before[name]}, this one has {name}={value}; "
-                                    "use the same settings to resume, or choose another --out")

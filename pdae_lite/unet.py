@@ -6,13 +6,14 @@
 
 State-dict names follow guided-diffusion and, for the estimator, the PDAE release, so those files load unrenamed.
 """
-import math
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .blocks import AttentionBlock, Downsample, ResBlock, Stage, Upsample, check_images, group_norm, timestep_embedding, zeroed
 
 
 @dataclass(frozen=True)
@@ -77,134 +78,6 @@ class Features(NamedTuple):
     emb: Tensor  # [N, embedding_channels], time (and class) embedding
     h: Tensor  # features at the lowest resolution
     skips: tuple[Tensor, ...]  # one for each input block
-
-
-def timestep_embedding(t: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoidal embedding [N, channels] of t [N]: cosines, then sines."""
-    half = channels // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t.float()[:, None] * frequencies[None]
-    return F.pad(torch.cat([angles.cos(), angles.sin()], 1), (0, channels % 2))
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation in float32 at least, whatever the precision around it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype not in (torch.bfloat16, torch.float16):
-            return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
-
-
-def group_norm(channels: int) -> GroupNorm:
-    """32 groups, or as many as divide the channels."""
-    return GroupNorm(math.gcd(32, channels), channels, eps=1e-5)
-
-
-def zeroed(module: nn.Module) -> nn.Module:
-    """The module with every parameter set to zero."""
-    for p in module.parameters():
-        nn.init.zeros_(p)
-    return module
-
-
-class ResBlock(nn.Module):
-    """Residual block with adaptive group normalisation (AdaGN), eq. (9):
-
-        AdaGN(h, t, z) = (1 + z_s) · ((1 + t_s) · GroupNorm(h) + t_b) + z_b
-
-    [t_s, t_b] and [z_s, z_b] are linear projections of SiLU(embedding). Without z the outer scale and shift are
-    absent; without `scale_shift` the time embedding is added to h before the normalisation instead.
-    """
-
-    def __init__(self, channels: int, out_channels: int, emb_channels: int, dropout: float = 0.0, resample: str | None = None,
-                 scale_shift: bool = True, z_channels: int | None = None):
-        super().__init__()
-        self.resample, self.scale_shift = resample, scale_shift
-        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, (2 if scale_shift else 1) * out_channels))
-        if z_channels is not None:
-            self.emb_z_layers = nn.Sequential(nn.SiLU(), nn.Linear(z_channels, 2 * out_channels))
-        self.out_layers = nn.Sequential(group_norm(out_channels), nn.SiLU(), nn.Dropout(dropout),
-                                        zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)))
-        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
-
-    def _resample(self, x: Tensor) -> Tensor:
-        if self.resample == "up":
-            return F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.avg_pool2d(x, 2) if self.resample == "down" else x
-
-    def forward(self, x: Tensor, emb: Tensor, emb_z: Tensor | None = None) -> Tensor:
-        h = self.in_layers[2](self._resample(self.in_layers[1](self.in_layers[0](x))))
-        x = self._resample(x)
-        emb_out = self.emb_layers(emb)[:, :, None, None].to(h.dtype)
-        if self.scale_shift:
-            t_s, t_b = emb_out.chunk(2, 1)
-            h = self.out_layers[0](h) * (1 + t_s) + t_b
-        else:
-            h = self.out_layers[0](h + emb_out)
-        if emb_z is not None:
-            z_s, z_b = self.emb_z_layers(emb_z)[:, :, None, None].to(h.dtype).chunk(2, 1)
-            h = h * (1 + z_s) + z_b
-        return self.skip_connection(x) + self.out_layers[1:](h)
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention over positions. Two orders of the qkv channels exist in released files: "legacy" splits heads
-    first, then q, k, v; "new" splits q, k, v first."""
-
-    def __init__(self, channels: int, num_heads: int = 1, head_channels: int | None = None, new_order: bool = False):
-        super().__init__()
-        self.num_heads = num_heads if head_channels is None else channels // head_channels
-        if self.num_heads < 1 or channels % self.num_heads:
-            raise ValueError(f"{channels} channels don't split into {self.num_heads} attention heads")
-        self.new_order = new_order
-        self.norm = group_norm(channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, *spatial = x.shape
-        x = x.reshape(n, c, -1)
-        qkv = self.qkv(self.norm(x))  # [N, 3C, L]
-        d = c // self.num_heads
-        if self.new_order:
-            q, k, v = qkv.reshape(n, 3, self.num_heads, d, -1).transpose(-1, -2).unbind(1)
-        else:
-            q, k, v = qkv.reshape(n, self.num_heads, 3, d, -1).transpose(-1, -2).unbind(2)
-        a = F.scaled_dot_product_attention(q, k, v)  # [N, heads, L, d]
-        return (x + self.proj_out(a.transpose(-1, -2).reshape(n, c, -1))).reshape(n, c, *spatial)
-
-
-class Downsample(nn.Module):
-    """÷2 by a strided convolution, or by averaging."""
-
-    def __init__(self, channels: int, conv: bool):
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if conv else nn.AvgPool2d(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    """×2 by nearest neighbour, then a convolution if asked for."""
-
-    def __init__(self, channels: int, conv: bool):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if conv else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
-class Stage(nn.Sequential):
-    """A sequence whose residual blocks also receive the embeddings."""
-
-    def forward(self, x: Tensor, emb: Tensor, emb_z: Tensor | None = None) -> Tensor:
-        for layer in self:
-            x = layer(x, emb, emb_z) if isinstance(layer, ResBlock) else layer(x)
-        return x
 
 
 # ---- the three parts, built alike for the U-Net and for the estimator -----------------------------------------
@@ -366,20 +239,3 @@ class GradientEstimator(nn.Module):
 def _input_blocks_channels(config: UNetConfig) -> list[int]:
     with torch.device("meta"):  # shapes only: no memory, no random numbers drawn
         return _input_blocks(config)[1]
-
-
-def check_images(x: Tensor, channels: int, multiple: int, name: str = "images", data_range=None) -> None:
-    """Raise a one-line ValueError unless x is a float [N, channels, H, W] with H and W divisible by `multiple`.
-    With `data_range`, values are checked too (that reads the tensor: not for inner loops)."""
-    want = f"want float [N, {channels}, H, W] with H and W multiples of {multiple}"
-    if not torch.is_tensor(x) or not x.is_floating_point():
-        raise ValueError(f"{name} is {getattr(x, 'dtype', type(x).__name__)}; {want}")
-    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
-        raise ValueError(f"{name} has shape {list(x.shape)}; {want}")
-    if data_range is not None:
-        low, high = x.amin().item(), x.amax().item()
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"{name} holds NaN or infinite values")
-        slack = 1e-3 * (data_range[1] - data_range[0])
-        if low < data_range[0] - slack or high > data_range[1] + slack:
-            raise ValueError(f"{name} runs from {low:.3g} to {high:.3g}; want values in [{data_range[0]:g}, {data_range[1]:g}]")

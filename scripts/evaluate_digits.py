@@ -12,7 +12,6 @@ import json
 import platform
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -96,12 +95,19 @@ def main():
     out = {}
 
     ts = list(range(50, 1000, 50))
-    plain = lambda x: dpm
-    coded = lambda x: pdae.denoiser(pdae.encode(x), shift="ddpm")
+
+    def plain(x):
+        return dpm
+
+    def coded(x):
+        return pdae.denoiser(pdae.encode(x), shift="ddpm")
+
+    def at(values, chosen):
+        return float(torch.tensor([float(values[ts.index(t)]) for t in chosen]).mean())
+
     e_dpm, e_pdae = (losses.noise_error(f, x_test, schedule, ts) for f in (plain, coded))
     fill = losses.fill(e_pdae, e_dpm)
     linear = losses.LinearGaussian(x_train, pdae.z_dim).fill(schedule, ts)
-    at = lambda values, chosen: float(torch.tensor([float(values[ts.index(t)]) for t in chosen]).mean())
     out["fill"] = {"t": ts, "pdae": fill.tolist(), "linear": linear.tolist(), "error_dpm": e_dpm.tolist(), "error_pdae": e_pdae.tolist(),
                    "mean_300_600": at(fill, range(300, 601, 50)), "mean_100_900": at(fill, range(100, 901, 100)),
                    "linear_mean_300_600": at(linear, range(300, 601, 50)), "linear_mean_100_900": at(linear, range(100, 901, 100))}
@@ -116,7 +122,10 @@ def main():
     z_train, z_test = (in_batches(pdae.encode, x, 500) for x in (x_train, x_test))
     out["probe_accuracy"] = linear_probe(z_train, train.labels, z_test, test.labels)
     net = train_classifier(x_train, train.labels)
-    features = lambda x: in_batches(net[:-2], x, 500)
+
+    def features(x):
+        return in_batches(net[:-2], x, 500)
+
     out["classifier_accuracy"] = float((in_batches(net, x_test, 500).argmax(1) == test.labels).float().mean())
     print("probe", out["probe_accuracy"], "classifier", out["classifier_accuracy"], f"{time.time() - start:.0f} s", flush=True)
 
@@ -136,7 +145,10 @@ def main():
     f_samples, f_train = features(samples), features(x_train)
     precision, recall = precision_recall(f_samples, f_test)
     baseline = precision_recall(f_train[:500], f_test)
-    to_train = lambda f: float(torch.cdist(f, f_train).min(1).values.median())
+
+    def to_train(f):
+        return float(torch.cdist(f, f_train).min(1).values.median())
+
     out["samples"] = {"count": 500, "sampler": "DDIM, 50 steps, DPM alone", "precision": precision, "recall": recall,
                       "precision_recall_of_training_digits": baseline, "median_distance_to_nearest_training_digit": to_train(f_samples),
                       "the_same_for_held_out_digits": to_train(f_test)}
@@ -155,7 +167,6 @@ def card(o):
     """The card as Markdown; every number comes from `o`."""
     f, s, r, meta = o["fill"], o["samples"], o["random_x_T"], o["training"]
     rows = "\n".join(f"| {t} | {a:.2f} | {b:.2f} |" for t, a, b in zip(f["t"], f["pdae"], f["linear"]))
-    verdict = lambda ok: "met" if ok else "**not met**"
     checks = [
         ("fill, mean over t = 300 … 600 (held-out digits)", f"{f['mean_300_600']:.3f}", "≥ 0.65", f["mean_300_600"] >= 0.65),
         ("fill, mean over t = 100, 200, … 900", f"{f['mean_100_900']:.3f}", "≥ 0.45", f["mean_100_900"] >= 0.45),
@@ -167,7 +178,7 @@ def card(o):
          f"{s['the_same_for_held_out_digits']:.2f})", f"{s['median_distance_to_nearest_training_digit']:.2f}", "no smaller",
          s["median_distance_to_nearest_training_digit"] >= s["the_same_for_held_out_digits"]),
     ]
-    table = "\n".join(f"| {a} | {b} | {c} | {verdict(d)} |" for a, b, c, d in checks)
+    table = "\n".join(f"| {a} | {b} | {c} | {'met' if d else '**not met**'} |" for a, b, c, d in checks)
     params = ", ".join(f"{k} {v:,}" for k, v in o["parameters"].items())
     return f"""# digits_pdae
 

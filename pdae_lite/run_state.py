@@ -1,0 +1,82 @@
+"""Checkpoints of a training run: what to save so that a killed run goes on as if nothing had happened."""
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from .checkpoint import CheckpointError, read, write
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on; the message says at which step and what to do."""
+
+
+def guard(function: Callable, *args, **kwargs):
+    """Call a function that writes; an OSError becomes a one-line TrainingError with the path and the cure."""
+    try:
+        return function(*args, **kwargs)
+    except OSError as e:
+        raise TrainingError(f"can't write {e.filename or args[0]}: {e.strerror or e}; free some space or choose another --out") from None
+
+
+class RunState:
+    """Save and resume. A checkpoint is one atomic safetensors file with weights, EMA, Adam's moments and the history;
+    the last two are kept, so that a damaged one costs `save_every` steps, not the run."""
+
+    def __init__(self, trainable, ema, optimizer, out: Path | None, config, main: bool):
+        self.trainable, self.ema, self.optimizer, self.config, self.main = trainable, ema, optimizer, config, main
+        self.folder = out / "checkpoints" if out is not None else None
+
+    # What may change between two calls that continue one run.
+    FREE = ("steps", "save_every", "log_every", "precision", "compile", "channels_last", "workers", "tensorboard", "accumulate")
+
+    def save(self, step: int, history: list[dict]) -> None:
+        if self.folder is None or not self.main:
+            return
+        tensors = {f"model.{k}": v for k, v in self.trainable.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+        header = {"step": step, "averaged": int(self.ema.n_averaged), "config": asdict(self.config), "history": history}
+        guard(write, self.folder / f"step_{step:09d}.safetensors", tensors, header)
+        for old in sorted(self.folder.glob("step_*.safetensors"))[:-2]:
+            old.unlink(missing_ok=True)
+
+    def resume(self) -> tuple[int, list[dict]]:
+        if self.folder is None or not self.folder.is_dir():
+            return 0, []
+        for path in sorted(self.folder.glob("step_*.safetensors"), reverse=True):
+            try:
+                tensors, header = read(path)
+            except CheckpointError as e:
+                tqdm.write(f"{e}; trying the checkpoint before it")
+                continue
+            self._check_config(path, header["config"])
+            groups: dict[str, dict] = {"model": {}, "ema": {}, "optimizer": {}}
+            for key, value in tensors.items():
+                group, name = key.split(".", 1)
+                groups[group][name] = value
+            try:
+                self.trainable.load_state_dict(groups["model"])
+                self.ema.module.load_state_dict(groups["ema"])
+            except RuntimeError as e:
+                raise TrainingError(f"{path}: another model's checkpoint ({str(e).splitlines()[-1].strip()}); choose another --out") from None
+            self.ema.n_averaged.fill_(header["averaged"])
+            optimizer = self.optimizer.state_dict()
+            optimizer["state"] = {}
+            for name, value in groups["optimizer"].items():
+                i, key = name.split(".", 1)
+                optimizer["state"].setdefault(int(i), {})[key] = value
+            self.optimizer.load_state_dict(optimizer)
+            return header["step"], header["history"]
+        return 0, []
+
+    def _check_config(self, path: Path, before: dict) -> None:
+        now = json.loads(json.dumps(asdict(self.config)))
+        for name, value in now.items():
+            if name not in self.FREE and before.get(name, value) != value:
+                raise TrainingError(f"{path.parent.parent} holds a run with {name}={before[name]}, this one has {name}={value}; "
+                                    "use the same settings to resume, or choose another --out")
