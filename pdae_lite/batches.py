@@ -1,9 +1,12 @@
 """The images of a training step, as a pure function of (seed, step): order, flips and augmentation."""
+import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from . import keyed
 from .data import to_float
@@ -12,20 +15,58 @@ IN_MEMORY_BYTES = 2 << 30  # data sets below this live on the device
 
 
 class Batches:
-    """Images of a step. Epochs are permutations keyed by (seed, epoch); a step's samples are a pure function of it."""
+    """Images of a step. Epochs are permutations keyed by (seed, epoch); a step's samples are a pure function of it.
 
-    def __init__(self, data, config, device: torch.device):
-        self.data, self.config, self.device = data, config, device
-        self.n = len(data)
+    Args:
+        data: with `.tensors` (images, labels) that fit in memory they live on `device`; otherwise items, images or
+            (image, label), come through a DataLoader with `config.workers` processes.
+        places: for each micro-batch of a step, the places [n] of this process's samples in the whole batch.
+        start: the first step that will be asked for.
+    """
+
+    def __init__(self, data, config, device: torch.device, places: list[Tensor], start: int = 0):
+        self.config, self.device, self.places, self.n = config, device, places, len(data)
         if self.n < 1:
             raise ValueError("data is empty; want at least one image")
         tensors = getattr(data, "tensors", None)
-        self.images = self.labels = self.loader = None
-        if tensors is not None:
-            small = tensors[0].numel() * tensors[0].element_size() < IN_MEMORY_BYTES
-            self.images, *rest = [x.to(device) if small else x for x in tensors]
+        self.epoch, self.order, self.loader = -1, None, None
+        if tensors is not None and tensors[0].numel() * tensors[0].element_size() < IN_MEMORY_BYTES:
+            self.images, *rest = [x.to(device) for x in tensors]
             self.labels = rest[0] if rest else None
-        self.epoch, self.order = -1, None
+        else:
+            self.loader = iter(DataLoader(data, batch_sampler=self._chosen_from(start), num_workers=config.workers,
+                                          pin_memory=device.type == "cuda", collate_fn=_collate))
+
+    def get(self, step: int, micro: int) -> tuple[Tensor, Tensor | None]:
+        """x_0 float [n, C, H, W] in [−1, 1], and labels or None. Steps and micro-batches are asked for in order."""
+        if self.loader is None:
+            chosen = self._chosen(step, micro).to(self.device)
+            x, y = self.images[chosen], None if self.labels is None else self.labels[chosen]
+        else:
+            x, y = next(self.loader)
+        x = to_float(x.to(self.device, non_blocking=True))
+        y = None if y is None else y.to(self.device, non_blocking=True)
+        index = self.places[micro].to(self.device)
+        if self.config.flip:
+            flip = keyed.uniform(self.config.seed, step, index, 1, "flip")[:, 0] < 0.5
+            x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+        if self.config.augment == "affine":
+            x = affine(x, keyed.uniform(self.config.seed, step, index, 7, "augment"))
+        return x, y
+
+    def _chosen(self, step: int, micro: int) -> Tensor:
+        """Indices into the data set [n]."""
+        places = step * self.config.batch_size + self.places[micro]
+        chosen = torch.empty_like(places)
+        for epoch in torch.unique(places // self.n).tolist():
+            here = places // self.n == epoch
+            chosen[here] = self._order(epoch)[places[here] % self.n]
+        return chosen
+
+    def _chosen_from(self, start: int) -> Iterator[list[int]]:
+        for step in itertools.count(start):
+            for micro in range(len(self.places)):
+                yield self._chosen(step, micro).tolist()
 
     def _order(self, epoch: int) -> Tensor:
         if epoch != self.epoch:
@@ -33,29 +74,11 @@ class Batches:
             self.epoch, self.order = epoch, torch.randperm(self.n, generator=generator)
         return self.order
 
-    def get(self, step: int, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x_0 float [n, C, H, W] and labels for the samples at places `index` of the step's batch."""
-        places = step * self.config.batch_size + index.cpu()
-        chosen = torch.empty_like(places)
-        for epoch in torch.unique(places // self.n).tolist():
-            here = places // self.n == epoch
-            chosen[here] = self._order(epoch)[places[here] % self.n]
-        if self.images is not None:
-            chosen = chosen.to(self.images.device)
-            x, y = self.images[chosen], None if self.labels is None else self.labels[chosen]
-        else:
-            items = [self.data[i] for i in chosen.tolist()]
-            pairs = [item if isinstance(item, (tuple, list)) else (item, None) for item in items]
-            x = torch.stack([p[0] for p in pairs])
-            y = None if pairs[0][1] is None else torch.as_tensor([int(p[1]) for p in pairs])
-        x = to_float(x.to(self.device, non_blocking=True))
-        y = None if y is None else y.to(self.device, non_blocking=True)
-        if self.config.flip:
-            flip = keyed.uniform(self.config.seed, step, index, 1, "flip")[:, 0] < 0.5
-            x = torch.where(flip[:, None, None, None], x.flip(-1), x)
-        if self.config.augment == "affine":
-            x = affine(x, keyed.uniform(self.config.seed, step, index, 7, "augment"))
-        return x, y
+
+def _collate(items: list) -> tuple[Tensor, Tensor | None]:
+    pairs = [item if isinstance(item, (tuple, list)) else (item, None) for item in items]
+    labels = None if pairs[0][1] is None else torch.stack([torch.as_tensor(p[1]) for p in pairs])
+    return torch.stack([p[0] for p in pairs]), labels
 
 
 def affine(x: Tensor, u: Tensor, share: float = 0.5) -> Tensor:

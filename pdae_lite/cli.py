@@ -42,13 +42,15 @@ def _parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    pretrain = commands.add_parser("pretrain", help="train a diffusion model (the DPM)", description="Train a diffusion model from scratch.")
+    pretrain = commands.add_parser("pretrain", help="train a diffusion model (the DPM)",
+                                   description="Train a diffusion model from scratch.")
     pretrain.set_defaults(run=_pretrain)
     _training_options(pretrain)
 
     train = commands.add_parser("train", help="train a PDAE on a frozen DPM",
                                 description="Train an encoder and a gradient estimator on a frozen diffusion model.")
-    train.add_argument("--dpm", required=True, metavar="FILE", help="the pre-trained DPM: a file of `pdae pretrain`, or the name of a shipped model (digits)")
+    train.add_argument("--dpm", required=True, metavar="FILE",
+                       help="the pre-trained DPM: a file of `pdae pretrain`, or the name of a shipped model (digits)")
     train.set_defaults(run=_train)
     _training_options(train)
 

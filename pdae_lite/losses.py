@@ -11,7 +11,8 @@ def weighted_mse(error: Tensor, t: Tensor, schedule: NoiseSchedule, weight: str 
     return (table.to(error.device)[t] * error.float().square().flatten(1).mean(1)).mean()
 
 
-def dpm_loss(dpm, x_0: Tensor, t: Tensor, eps: Tensor, schedule: NoiseSchedule, weight: str | Tensor = "simple", y: Tensor | None = None) -> Tensor:
+def dpm_loss(dpm, x_0: Tensor, t: Tensor, eps: Tensor, schedule: NoiseSchedule, weight: str | Tensor = "simple",
+             y: Tensor | None = None) -> Tensor:
     """E[λ_t ‖ε − ε_θ(x_t, t)‖²] for a noise predictor; y [N] for a class-conditional one.
 
     Args: x_0 [N, C, H, W] clean data, t int64 [N], eps [N, C, H, W] the noise to add.
@@ -60,7 +61,7 @@ def noise_error(denoiser_for, x_0: Tensor, schedule: NoiseSchedule, ts, seed: in
             eps = draw(seed, int(t), index, tuple(batch.shape[1:])).to(batch.dtype)
             t_batch = torch.full((len(batch),), int(t), dtype=torch.int64, device=batch.device)
             error = eps - denoiser(schedule.add_noise(batch, t_batch, eps), t_batch)
-            total[i] += error.double().square().flatten(1).mean(1).sum().cpu()
+            total[i] += error.square().flatten(1).mean(1).cpu().double().sum()
     return (total / len(x_0)).float()
 
 

@@ -41,7 +41,7 @@ DIGITS = Preset(
     encoder=EncoderConfig(image_size=32, in_channels=1, channels=(64, 128, 128), attention_after=0, z_dim=32),
     pretrain=TrainConfig(steps=4000, batch_size=128, lr=1e-3, warmup=200, decay=0.6, ema=0.999, weight="v", augment="affine",
                          precision="bf16", save_every=250),
-    train=TrainConfig(steps=5000, batch_size=128, lr=1e-3, warmup=200, decay=0.6, ema=0.999, weight="v", augment="affine",
+    train=TrainConfig(steps=3000, batch_size=128, lr=1e-3, warmup=200, decay=0.6, ema=0.999, weight="v", augment="affine",
                       precision="bf16", save_every=250),
     prediction="v",
     precondition="v",

@@ -63,7 +63,8 @@ class RunState:
                 self.trainable.load_state_dict(groups["model"])
                 self.ema.module.load_state_dict(groups["ema"])
             except RuntimeError as e:
-                raise TrainingError(f"{path}: another model's checkpoint ({str(e).splitlines()[-1].strip()}); choose another --out") from None
+                reason = str(e).splitlines()[-1].strip()
+                raise TrainingError(f"{path}: another model's checkpoint ({reason}); choose another --out") from None
             self.ema.n_averaged.fill_(header["averaged"])
             optimizer = self.optimizer.state_dict()
             optimizer["state"] = {}

@@ -130,7 +130,6 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
         raise ValueError(f"batch_size={config.batch_size} doesn't divide by {world} processes × {config.accumulate} micro-batches")
     micro = config.batch_size // (world * config.accumulate)
 
-    torch.manual_seed(config.seed)
     model.to(device).train()
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -148,17 +147,19 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
     objective = accelerator.prepare_model(Objective(model, loss or default_loss(model, schedule, config)))
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
     writer = _tensorboard(out) if config.tensorboard and out is not None and accelerator.is_main_process else None
-    batches = Batches(data, config, device)
+    places = [torch.arange(micro) + (m * world + rank) * micro for m in range(config.accumulate)]  # of samples in the batch
+    batches = Batches(data, config, device, places, start=step)
 
     total, skipped, in_a_row, worst = (torch.zeros((), device=device) for _ in range(4))
     clock, since = time.perf_counter(), step
     bar = tqdm(total=config.steps, initial=step, desc="train", disable=not progress or not accelerator.is_main_process, leave=False)
     while step < config.steps:
+        torch.manual_seed(config.seed + 1_000_003 * (step * world + rank))  # dropout masks, the same after a resume
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         for m in range(config.accumulate):
-            index = torch.arange(micro, device=device) + (m * world + rank) * micro  # place in the whole batch
-            x_0, y = batches.get(step, index)
+            x_0, y = batches.get(step, m)
+            index = places[m].to(device)
             t = _timesteps(config.seed, step, index, config.batch_size, schedule.T)
             eps = keyed.normal(config.seed, step, index, tuple(x_0.shape[1:]))
             if config.channels_last and x_0.ndim == 4:
@@ -188,7 +189,8 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
             _check_skips(int(skipped), int(worst), step)
             now = time.perf_counter()
             entry = {"step": step, "images": step * config.batch_size, "loss": float(total) / (step - since),
-                     "lr": learning_rate(config, step - 1), "images_per_second": round((step - since) * config.batch_size / (now - clock), 1)}
+                     "lr": learning_rate(config, step - 1),
+                     "images_per_second": round((step - since) * config.batch_size / (now - clock), 1)}
             if int(skipped):
                 entry["skipped"] = int(skipped)
                 tqdm.write(f"step {step}: {int(skipped)} non-finite batches skipped since step {since}")
@@ -236,8 +238,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def _timesteps(seed: int, step: int, index: Tensor, batch_size: int, T: int) -> Tensor:
     """t for each sample: one uniform draw for the whole batch, spread evenly over it (Kingma et al. 2021, App. I.1).
     Each t is uniform on 0 … T−1, and the loss of a batch varies less than with independent draws."""
-    u = keyed.uniform(seed, step, torch.zeros(1, dtype=torch.int64, device=index.device), 1, "t").double()[0]
-    return (((u + index.double() / batch_size) % 1.0) * T).long().clamp(max=T - 1)
+    u = keyed.uniform(seed, step, torch.zeros(1, dtype=torch.int64, device=index.device), 1, "t")[0]
+    return (((u + index / batch_size) % 1.0) * T).long().clamp(max=T - 1)
 
 
 def _check_skips(skipped: int, worst: int, step: int) -> None:

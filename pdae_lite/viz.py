@@ -24,13 +24,13 @@ __all__ = ["COLORS", "DASHES", "NAMES", "CARD", "RC", "style", "styled", "tile",
 # One colour per method, through the whole book: told apart with any common colour vision, and at least 3:1 against a
 # white and a near-black page alike. Methods also differ in dash pattern, for print and for eyes that see no colour.
 COLORS = {
-    "dpm": "#767B84",         # the frozen, pre-trained DPM alone
-    "pdae": "#1277C9",        # the DPM shifted by z
-    "diffae": "#D2570F",      # Diff-AE, trained from scratch
-    "linear": "#0B8F63",      # the linear-Gaussian reference
-    "classifier": "#BC5490",  # classifier guidance
-    "conditional": "#7A68D8",  # a DPM that is told the class
-    "data": "#97741A",        # the data, the truth
+    "dpm": "#8C909A",         # the frozen, pre-trained DPM alone
+    "pdae": "#1A8ED9",        # the DPM shifted by z
+    "diffae": "#D91A0D",      # Diff-AE, trained from scratch
+    "linear": "#2B7252",      # the linear-Gaussian reference
+    "classifier": "#BC049B",  # classifier guidance
+    "conditional": "#7651EA",  # a DPM that is told the class
+    "data": "#A18C4F",        # the data, the truth
 }
 DASHES = {"dpm": (0, (5, 2)), "linear": (0, (1, 1.2)), "diffae": (0, (6, 1.5, 1.5, 1.5)), "classifier": (0, (3, 1.5)),
           "conditional": (0, (8, 2)), "data": (0, (1, 2.5))}
