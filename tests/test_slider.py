@@ -3,6 +3,7 @@ import base64
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from browser import chromium, opened  # noqa: F401
@@ -85,16 +86,33 @@ def test_explorer_carries_its_static_slider():
     assert bundle["text/html"] == make().html and "application/vnd.jupyter.widget-view+json" in bundle
 
 
-def test_colours_have_contrast_on_light_and_dark():
-    def luminance(color):
-        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+def linear_rgb(color):
+    c = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
+
+def test_colours_have_contrast_on_light_and_dark():
     for name, color in viz.COLORS.items():
         for page in ("#FFFFFF", viz.CARD, "#14181E"):
-            light, dark = sorted((luminance(color), luminance(page)), reverse=True)
+            dark, light = sorted(linear_rgb(c) @ (0.2126, 0.7152, 0.0722) for c in (color, page))
             assert (light + 0.05) / (dark + 0.05) >= 3, f"{name} {color} on {page}"
+
+
+@pytest.mark.parametrize("vision", [  # Machado, Oliveira & Fernandes 2009, severity 1
+    np.eye(3),
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+], ids=["usual", "protanopia", "deuteranopia", "tritanopia"])
+def test_colours_are_told_apart(vision):
+    """At least 15 apart in CIELAB, whatever cones the reader has."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    rgb = np.clip(np.array([linear_rgb(c) for c in viz.COLORS.values()]) @ np.array(vision).T, 0, 1)
+    xyz = rgb @ to_xyz.T / (0.9505, 1, 1.089)
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+    distance = np.linalg.norm(lab[:, None] - lab[None], axis=2) + 1000 * np.eye(len(lab))
+    assert distance.min() >= 15
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
