@@ -72,6 +72,9 @@ class RunState:
                 i, key = name.split(".", 1)
                 optimizer["state"].setdefault(int(i), {})[key] = value
             self.optimizer.load_state_dict(optimizer)
+            # Fused Adam walks raw memory: moments must lie as their parameter does (channels_last), not as in the file.
+            for p, moments in self.optimizer.state.items():
+                moments |= {k: torch.empty_like(p).copy_(v) for k, v in moments.items() if v.shape == p.shape}
             return header["step"], header["history"]
         return 0, []
 
