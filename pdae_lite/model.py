@@ -112,8 +112,10 @@ class PDAE(nn.Module):
     # ---- an autoencoder -------------------------------------------------------------------------------------------
 
     def encode(self, x_0: Tensor) -> Tensor:
-        """z [N, z_dim] of clean images x_0 [N, C, H, W] in the DPM's data range."""
-        self._check_images(x_0, "x_0")
+        """z [N, z_dim] of clean images x_0 [N, C, H, W] in the DPM's data range; or of int64 labels [N], for an encoder
+        that embeds labels."""
+        if not (torch.is_tensor(x_0) and x_0.dtype == torch.int64 and x_0.ndim == 1):
+            self._check_images(x_0, "x_0")
         return self.encoder(x_0)
 
     def denoiser(self, z: Tensor, scale: float | Tensor = 1.0, off_last: float = 0.0, shift: str = "ddim") -> ShiftedDenoiser:

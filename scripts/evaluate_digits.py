@@ -117,7 +117,8 @@ def main():
     # Overfitting shows as a smaller error on training digits than on held-out ones.
     out["fill"]["on_training_digits_100_900"] = float(losses.fill(
         *(losses.noise_error(f, x_train[:500], schedule, list(range(100, 901, 100))) for f in (coded, plain))).mean())
-    print(json.dumps({k: v for k, v in out["fill"].items() if "mean" in k or "on_" in k}), out["nats"], f"{time.time() - start:.0f} s", flush=True)
+    means = {k: v for k, v in out["fill"].items() if "mean" in k or "on_" in k}
+    print(means, out["nats"], f"{time.time() - start:.0f} s", flush=True)
 
     z_train, z_test = (in_batches(pdae.encode, x, 500) for x in (x_train, x_test))
     out["probe_accuracy"] = linear_probe(z_train, train.labels, z_test, test.labels)
@@ -135,7 +136,8 @@ def main():
         rebuilt = torch.cat([pdae.decode(z_test[i : i + 125], x_T[i : i + 125], steps=50) for i in range(0, 500, 125)])
         found += int((torch.cdist(features(rebuilt), f_test).argmin(1) == torch.arange(500)).sum())
         errors.append(mse01(rebuilt, x_test))
-    inferred = torch.cat([pdae.decode(z, pdae.invert(x, z, steps=100), steps=100) for x, z in zip(x_test[:100].split(50), z_test[:100].split(50))])
+    halves = zip(x_test[:100].split(50), z_test[:100].split(50))
+    inferred = torch.cat([pdae.decode(z, pdae.invert(x, z, steps=100), steps=100) for x, z in halves])
     out["random_x_T"] = {"cases": 1000, "steps": 50, "nearest_is_original": found / 1000, "mse": sum(errors) / 2}
     out["inferred_x_T"] = {"images": 100, "steps": "100 + 100", "mse": mse01(inferred, x_test[:100])}
     print(out["random_x_T"], out["inferred_x_T"], f"{time.time() - start:.0f} s", flush=True)
@@ -166,11 +168,13 @@ def main():
 def card(o):
     """The card as Markdown; every number comes from `o`."""
     f, s, r, meta = o["fill"], o["samples"], o["random_x_T"], o["training"]
+    pre = meta["dpm_training"]
     rows = "\n".join(f"| {t} | {a:.2f} | {b:.2f} |" for t, a, b in zip(f["t"], f["pdae"], f["linear"]))
     checks = [
         ("fill, mean over t = 300 … 600 (held-out digits)", f"{f['mean_300_600']:.3f}", "≥ 0.65", f["mean_300_600"] >= 0.65),
         ("fill, mean over t = 100, 200, … 900", f"{f['mean_100_900']:.3f}", "≥ 0.45", f["mean_100_900"] >= 0.45),
-        ("random x_T: nearest held-out digit is the original (1,000 cases)", f"{r['nearest_is_original']:.3f}", "≥ 0.95", r["nearest_is_original"] >= 0.95),
+        ("random x_T: nearest held-out digit is the original (1,000 cases)", f"{r['nearest_is_original']:.3f}", "≥ 0.95",
+         r["nearest_is_original"] >= 0.95),
         ("linear probe on z: accuracy", f"{o['probe_accuracy']:.3f}", "≥ 0.95", o["probe_accuracy"] >= 0.95),
         ("samples of the DPM: precision", f"{s['precision']:.3f}", "> 0.6", s["precision"] > 0.6),
         ("samples of the DPM: recall", f"{s['recall']:.3f}", "> 0.6", s["recall"] > 0.6),
@@ -194,12 +198,14 @@ A PDAE on handwritten digits, 1×32×32, z_dim 32, with its frozen DPM inside. P
 ```
 pdae pretrain --data digits --out runs/dpm
 pdae train --dpm runs/dpm/model.safetensors --data digits --out runs/pdae
-python scripts/ship.py runs/pdae/model.safetensors digits_pdae
+python scripts/ship.py runs/pdae/model.safetensors digits_pdae --dpm runs/dpm/model.safetensors
+python scripts/evaluate_digits.py
 ```
 
-(`make weights` runs these; the shipped run used two processes, `torchrun --nproc_per_node 2`.) DPM: {meta['dpm_training']['images_seen']:,}
-images seen, {meta['dpm_training']['training']['steps']:,} steps. PDAE: {meta['images_seen']:,} images seen, {meta['training']['steps']:,} steps, batch
-{meta['training']['batch_size']}, loss weight `{meta['training']['weight']}`, seed {meta['training']['seed']}. Made with torch {o['made_with']['torch']} on two CPU cores, bf16.
+(`make weights` runs these.) DPM: {pre['images_seen']:,} images seen in {pre['training']['steps']:,} steps. PDAE: {meta['images_seen']:,}
+images seen in {meta['training']['steps']:,} steps, loss weight `{meta['training']['weight']}`. Batch {meta['training']['batch_size']}, seed
+{meta['training']['seed']}, torch {meta['torch']}, two CPU cores with bf16 autocast. The first 2,750 steps of the DPM ran as two
+processes (`torchrun`), which see the same samples and noise but round differently.
 Numbers and settings in full: `digits_pdae.json`.
 
 ## Quality
@@ -210,10 +216,11 @@ Numbers and settings in full: `digits_pdae.json`.
 
 - z improves the variational bound by {o['nats']:.0f} nats an image.
 - Fill on 500 *training* digits, mean over t = 100 … 900: {f['on_training_digits_100_900']:.3f} (held out: {f['mean_100_900']:.3f}).
-- Reconstruction, MSE on [0, 1]: {r['mse']:.4f} from z and random x_T ({r['steps']} steps), {o['inferred_x_T']['mse']:.2e} with inferred x_T ({o['inferred_x_T']['steps']} steps, {o['inferred_x_T']['images']} images).
-- Feature space of the nearest-image, precision and recall rows: penultimate layer of a classifier with {o['classifier_accuracy']:.3f} held-out
-  accuracy, trained by `scripts/evaluate_digits.py`. Training digits against held-out ones in the same space: precision
-  {s['precision_recall_of_training_digits'][0]:.3f}, recall {s['precision_recall_of_training_digits'][1]:.3f}.
+- Reconstruction, MSE on [0, 1]: {r['mse']:.4f} from z and random x_T ({r['steps']} steps); {o['inferred_x_T']['mse']:.2e} with the
+  inferred x_T ({o['inferred_x_T']['steps']} steps, {o['inferred_x_T']['images']} images).
+- Feature space of the nearest-image, precision and recall rows: the penultimate layer of a classifier with
+  {o['classifier_accuracy']:.3f} held-out accuracy, trained by `scripts/evaluate_digits.py`. Training digits against held-out ones in
+  that space: precision {s['precision_recall_of_training_digits'][0]:.3f}, recall {s['precision_recall_of_training_digits'][1]:.3f}.
 
 Fill per t, beside the linear-Gaussian reference with 32 principal components:
 

@@ -6,10 +6,10 @@ With --dpm, the record of how the frozen DPM was trained is copied into the file
 """
 import argparse
 
+import torch
+
 from pdae_lite.checkpoint import load_model, save_model
 from pdae_lite.data import ASSETS
-
-import torch
 
 LIMIT = 15 * 2**20
 
