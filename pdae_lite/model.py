@@ -8,7 +8,7 @@ from .schedule import NoiseSchedule
 
 # How G enters ε̂ = ε_θ − c_t G: the training form k_t, exact for DDPM steps (eq. 7), and the DDIM form (eq. 6).
 SHIFTS = {"ddpm": "shift_coefficient", "ddim": "sqrt_one_minus_alpha_bar"}
-SAMPLERS = {"ddim": (sampling.ddim, "ddim"), "ddpm": (sampling.ddpm, "ddpm")}
+SAMPLERS = {"ddim": (sampling.ddim, "ddim"), "ddpm": (sampling.ddpm, "ddpm"), "dpm_solver": (sampling.dpm_solver, "ddim")}
 
 
 class ShiftedDenoiser:
@@ -138,7 +138,7 @@ class PDAE(nn.Module):
         Args:
             x_T: the stochastic code; None draws Gaussian noise.
             steps: network evaluations, 1 … T.
-            sampler: "ddim" or "ddpm". It decides the form of the shift unless `shift` says otherwise.
+            sampler: "ddim", "ddpm" or "dpm_solver". It decides the form of the shift unless `shift` says otherwise.
             scale, off_last: see `denoiser`.
             options: passed to the sampler (`eta`, `clip`, `grid`, `progress`, `callback`).
         """
@@ -148,7 +148,9 @@ class PDAE(nn.Module):
         if x_T is None:
             x_T = self.noise(len(z), generator)
         denoiser = self.denoiser(z, scale, off_last, own_shift if shift is None else shift)
-        return run(denoiser, x_T, self.schedule, steps, generator=generator, **options)
+        if sampler != "dpm_solver":  # which draws nothing
+            options["generator"] = generator
+        return run(denoiser, x_T, self.schedule, steps, **options)
 
     @torch.no_grad()
     def invert(self, x_0: Tensor, z: Tensor | None = None, steps: int = 100, shift: str = "ddim", **options) -> Tensor:

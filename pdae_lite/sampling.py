@@ -3,6 +3,7 @@
 They know nothing of z, classes or guidance: those live in the denoiser. Each step has explicit end points
 `t_cur`, `t_next`; t = −1 is the clean image (ᾱ = 1).
 """
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -108,6 +109,38 @@ def ddpm(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int | 
     steps = schedule.T if steps is None else steps
     return ddim(denoiser, x_T, schedule, steps, eta=1.0, clip=clip, grid=grid, progress=progress, generator=generator,
                 callback=callback)
+
+
+@torch.no_grad()
+def dpm_solver(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int = 20, clip: bool = True,
+               grid: str | Sequence[int] = "uniform", progress: bool = False,
+               callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): second order, one evaluation a step, x_T [N, …] to x_0 [N, …].
+
+    In λ = log(√ᾱ/√(1−ᾱ)), with h = λ_next − λ_cur and h' the step before it:
+
+        x_next = σ_next/σ_cur · x − √ᾱ_next (e^{−h} − 1) D,   D = x̂_0 + (h/2h')(x̂_0 − x̂_0')
+
+    The first step has no predecessor and the last, to the clean image, has h = ∞: both are of first order (DDIM).
+    Arguments as for `ddim`.
+    """
+    limits = clip_range(denoiser, clip)
+    x, x_0_before, lam_before = x_T, None, None
+    for t_cur, t_next in _pairs(time_grid(schedule, steps, grid)[::-1], progress, "dpm_solver"):
+        (a, s), (a_next, s_next) = schedule.level(t_cur), schedule.level(t_next)
+        x_0 = (x - s * denoiser(x, _timesteps(x, t_cur))) / a
+        if limits is not None:
+            x_0 = x_0.clamp(*limits)
+        lam = math.log(a / s)
+        estimate, shrink = x_0, s_next / s * (a / a_next)  # e^{−h}
+        if x_0_before is not None and s_next > 0:
+            h = math.log(a_next / s_next) - lam
+            estimate = x_0 + 0.5 * h / (lam - lam_before) * (x_0 - x_0_before)
+        x = s_next / s * x + a_next * (1 - shrink) * estimate
+        x_0_before, lam_before = x_0, lam
+        if callback is not None:
+            callback(t_next, x)
+    return x
 
 
 @torch.no_grad()

@@ -246,3 +246,38 @@ def test_slerp():
     u, v = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     torch.testing.assert_close(sampling.slerp(u, v, 0.5), torch.full((1, 2), 0.5**0.5))  # stays on the circle
     torch.testing.assert_close(sampling.slerp(a, b, torch.tensor([0.0, 0.5, 1.0]))[2], b[2])
+
+
+def test_dpm_solver_equals_diffusers():
+    from diffusers import DPMSolverMultistepScheduler
+
+    schedule, denoiser = LINEAR, Gaussian()
+    theirs = DPMSolverMultistepScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", solver_order=2,
+                                         algorithm_type="dpmsolver++", final_sigmas_type="zero", lower_order_final=False,
+                                         timestep_spacing="leading")
+    x_T = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    exact = sampling.ddim(denoiser, x_T, schedule, steps=1000, clip=False)
+    for steps in (10, 25):
+        theirs.set_timesteps(steps)
+        x = x_T
+        for t in theirs.timesteps:
+            x = theirs.step(denoiser(x, t.expand(16)), t, x).prev_sample
+        ours = sampling.dpm_solver(denoiser, x_T, schedule, grid=theirs.timesteps.tolist(), clip=False)
+        assert (ours - x).abs().max() < 1e-4
+    # Second order: closer to the exact solution than DDIM on the same grid.
+    ddim = sampling.ddim(denoiser, x_T, schedule, grid=theirs.timesteps.tolist(), clip=False)
+    assert (ours - exact).abs().mean() < 0.5 * (ddim - exact).abs().mean()
+
+
+def test_slerp_per_sample_and_at_the_edges():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(5, 1, 8, 8, generator=g), torch.randn(5, 1, 8, 8, generator=g)
+    assert torch.allclose(sampling.slerp(a, b, 0.0), a, atol=1e-5) and torch.allclose(sampling.slerp(a, b, 1.0), b, atol=1e-5)
+    assert torch.allclose(sampling.slerp(a, a, 0.3), a, atol=1e-5)  # no NaN for equal inputs
+    assert sampling.slerp(a, -a, 0.5).isfinite().all()
+    weights = torch.linspace(0, 1, 5)
+    mixed = sampling.slerp(a, b, weights)
+    for i in range(5):  # each sample on its own, with its own weight
+        assert torch.allclose(mixed[[i]], sampling.slerp(a[[i]], b[[i]], float(weights[i])), atol=1e-5)
+    halfway = sampling.slerp(a, b, 0.5).flatten(1).norm(dim=1)
+    assert torch.allclose(halfway, (a.flatten(1).norm(dim=1) + b.flatten(1).norm(dim=1)) / 2, rtol=1e-4)
