@@ -77,13 +77,16 @@ def test_bad_grids(options, message):
 def test_ddim_equals_diffusers(clip, to_one, eta):
     """On its own grid: "leading" spacing, T//N apart, ending at ᾱ = 1 or at ᾱ_0."""
     diffusers = pytest.importorskip("diffusers", reason="diffusers isn't installed")
-    scheduler = diffusers.DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=clip, set_alpha_to_one=to_one, timestep_spacing="leading")
+    scheduler = diffusers.DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=clip, set_alpha_to_one=to_one,
+                                        timestep_spacing="leading")
     scheduler.set_timesteps(20)
     x = want = noise(3, 1, 4, 4)
     shared = torch.Generator().manual_seed(1)
     for t in scheduler.timesteps:
         variance_noise = torch.randn(x.shape, generator=shared, dtype=x.dtype)
-        want = scheduler.step(network(want, t.reshape(1)), t, want, eta=eta, use_clipped_model_output=True, variance_noise=variance_noise).prev_sample
+        step = scheduler.step(network(want, t.reshape(1)), t, want, eta=eta, use_clipped_model_output=True,
+                              variance_noise=variance_noise)
+        want = step.prev_sample
     grid = scheduler.timesteps.tolist()
     assert grid[-1] == 0
     if to_one:

@@ -163,7 +163,8 @@ def test_only_two_checkpoints_are_kept(tmp_path):
 
 def test_resuming_another_run_is_refused(tmp_path):
     run(tmp_path, steps=4)
-    for changes, message in (({"lr": 2e-3}, "lr=0.001, this one has lr=0.002"), ({"seed": 5}, "seed=4"), ({"batch_size": 4}, "batch_size=8")):
+    for changes, message in (({"lr": 2e-3}, "lr=0.001, this one has lr=0.002"), ({"seed": 5}, "seed=4"),
+                             ({"batch_size": 4}, "batch_size=8")):
         with pytest.raises(TrainingError, match=message) as e:
             run(tmp_path, **changes)
         assert "another --out" in str(e.value) and "\n" not in str(e.value)
