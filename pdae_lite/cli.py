@@ -62,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     rebuild.add_argument("--out", required=True, metavar="PNG", help="where to write the picture")
     rebuild.add_argument("--steps", type=int, default=100, metavar="N", help="sampling steps (default: %(default)s)")
     rebuild.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random x_T (default: %(default)s)")
+    rebuild.add_argument("--negative", action="store_true",
+                         help="swap black and white first: the digits model wants white strokes on black")
     rebuild.set_defaults(run=_reconstruct)
 
     info = commands.add_parser("info", help="what a model file holds", description="Print what a model file holds.")
@@ -120,6 +122,7 @@ def _reconstruct(args) -> None:
 
     model = _pdae(args.model)
     images = torch.stack([_read_image(path, model.dpm.config.in_channels, model.dpm.config.image_size) for path in args.images])
+    images = -images if args.negative else images
     z = model.encode(images).detach()
     generator = torch.Generator().manual_seed(args.seed)
     from_z = model.decode(z, model.noise(len(z), generator), steps=args.steps, progress=True)
