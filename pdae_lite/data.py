@@ -1,11 +1,21 @@
-"""Data sets: what ships. Images are uint8 [N, C, H, W] in memory; models see float in [−1, 1]."""
+"""Data sets: what ships (`digits`, `peeps`), what torchvision knows by name, and your own (`folder`, `lmdb`).
+
+Images are uint8 [N, C, H, W] in memory, or map-style data sets of uint8 [C, H, W]; models see float in [−1, 1]. Mirroring
+is an option of training (`TrainConfig.flip`), not of a data set.
+"""
+import io
 import lzma
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
+
+from .image_files import CELEBA64_CROP, TorchvisionCelebA, folder, lmdb
+
+__all__ = ["ASSETS", "CELEBA64_CROP", "EDITS", "Faces", "Images", "digits", "folder", "lmdb", "peeps", "peeps_counterfactuals",
+           "to_float", "to_uint8", "torchvision_set"]
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -46,10 +56,102 @@ def digits(split: str = "train") -> Images:
     return Images(torch.from_numpy(padded), torch.from_numpy(labels[chosen].astype(np.int64)))
 
 
+EDITS = ("glasses", "sunglasses", "facial_hair", "mask", "smile", "hat")
+
+
+class Faces(Images):
+    """Images with many binary labels and a pose.
+
+    `labels` int64 [N, A], 0 or 1, a column for each name in `attributes`. `pose` float32 [N, 5]: rotation in degrees, shift
+    right and down in % of the side, scale, 1 if mirrored.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, attributes: tuple[str, ...], pose: Tensor):
+        super().__init__(images, labels)
+        self.attributes, self.pose = attributes, pose
+
+    def column(self, attribute: str) -> Tensor:
+        """The labels of one attribute: int64 [N], 0 or 1."""
+        if attribute not in self.attributes:
+            raise ValueError(f"attribute {attribute!r}; want one of {', '.join(self.attributes)}")
+        return self.labels[:, self.attributes.index(attribute)]
+
+
+def peeps(split: str = "train") -> Faces:
+    """12,000 drawn faces, 3×64×64, with exact attributes and pose: "train" (10,500), "valid" (500) or "test" (1,000).
+
+    Open Peeps by Pablo Stanley, CC0 1.0; the card `assets/peeps.md` says how they are made and what the attributes mean.
+    """
+    if split not in ("train", "valid", "test"):
+        raise ValueError(f"split {split!r}; want 'train', 'valid' or 'test'")
+    arrays = _load(f"peeps_{split}.npz.xz")
+    return Faces(_planes(arrays["images"]), torch.from_numpy(arrays["labels"].astype(np.int64)),
+                 tuple(map(str, arrays["attributes"])), torch.from_numpy(arrays["pose"]))
+
+
+def peeps_counterfactuals(edit: str) -> tuple[Tensor, Tensor]:
+    """Test faces before and after a true edit: two uint8 [200, 3, 64, 64]; nothing but the edited thing is drawn anew.
+
+    `edit` is one of `EDITS`. Before "smile" the mouth is sad, before "hat" the hair is short; before the others the face
+    is the test image as it is, which lacks the attribute.
+    """
+    if edit not in EDITS:
+        raise ValueError(f"edit {edit!r}; want one of {', '.join(EDITS)}")
+    faces, pairs = _load("peeps_test.npz.xz")["images"], _load("peeps_edits.npz.xz")
+    before = faces[pairs[f"{edit}_index"]] + pairs[f"{edit}_before"]  # differences modulo 256
+    return _planes(before), _planes(before + pairs[f"{edit}_after"])
+
+
+def torchvision_set(name: str, split: str = "train", root: str | Path = "data", download: bool = False, size: int = 64) -> Dataset:
+    """A well-known data set that torchvision can fetch; it is fetched only with `download=True`.
+
+    Args:
+        name: "mnist", "fashion_mnist" (padded to 1×32×32 with black), "cifar10" (3×32×32): in memory, as `Images`.
+            "celeba": the usual crop 57,25,128,128, resized to `size`; lazy, with `labels` int64 [N, 40], 0 or 1, and `attributes`.
+        split: "train" or "test"; CelebA also has "valid".
+        root: the folder that holds it, or will hold it.
+
+    Raises:
+        ValueError: an unknown name or split.
+        FileNotFoundError: the data set isn't in `root`, and `download` wasn't asked for.
+    """
+    classes = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "celeba": "CelebA"}
+    if name not in classes:
+        raise ValueError(f"name {name!r}; want one of {', '.join(classes)}")
+    splits = ("train", "test") if name != "celeba" else ("train", "valid", "test")
+    if split not in splits:
+        raise ValueError(f"split {split!r} of {name}; want {' or '.join(map(repr, splits))}")
+    from torchvision import datasets
+
+    part = {"split": split} if name == "celeba" else {"train": split == "train"}
+    try:
+        source = getattr(datasets, classes[name])(str(root), download=download, **part)
+    except RuntimeError as e:
+        if download:
+            raise
+        raise FileNotFoundError(f"{name} isn't in {root}, or not whole; give its folder as root, or download=True ({e})") from None
+    if name == "celeba":
+        return TorchvisionCelebA(source, size)
+    pixels = torch.as_tensor(source.data)
+    if pixels.ndim == 3:  # [N, 28, 28]
+        pixels = torch.nn.functional.pad(pixels, (2, 2, 2, 2))[:, None]
+    else:  # [N, 32, 32, 3]
+        pixels = pixels.permute(0, 3, 1, 2).contiguous()
+    return Images(pixels, torch.as_tensor(source.targets).long())
+
+
+def _planes(images: np.ndarray) -> Tensor:
+    """[N, H, W, C] as stored (xz does better on it) to [N, C, H, W]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
 def _load(name: str) -> dict[str, np.ndarray]:
     path = ASSETS / name
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the installation is incomplete; install pdae_lite again")
-    with lzma.open(path) as f:
-        arrays = np.load(f, allow_pickle=False)
+    try:  # decoded at one go: a zip file is read from its end, and xz can't step back
+        packed = io.BytesIO(lzma.decompress(path.read_bytes()))
+    except (lzma.LZMAError, EOFError) as e:
+        raise OSError(f"{path} is damaged ({e}); install pdae_lite again") from None
+    with np.load(packed, allow_pickle=False) as arrays:
         return {k: arrays[k] for k in arrays.files}
