@@ -1,5 +1,6 @@
 """Checkpoints of a training run: what to save so that a killed run goes on as if nothing had happened."""
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,12 @@ class RunState:
     def __init__(self, trainable, ema, optimizer, out: Path | None, config, main: bool):
         self.trainable, self.ema, self.optimizer, self.config, self.main = trainable, ema, optimizer, config, main
         self.folder = out / "checkpoints" if out is not None else None
+        if self.folder is not None and main:  # say now, not after hours, that nothing can be written
+            guard(self.folder.mkdir, parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK):
+                raise TrainingError(f"can't write {self.folder}: no permission; choose another --out")
+            for half_written in self.folder.glob(".*.tmp"):  # by a run that was killed
+                half_written.unlink(missing_ok=True)
 
     # What may change between two calls that continue one run.
     FREE = ("steps", "save_every", "log_every", "precision", "compile", "channels_last", "workers", "tensorboard", "accumulate")

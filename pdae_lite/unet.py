@@ -30,7 +30,7 @@ class UNetConfig:
     image_size: int = 64
     in_channels: int = 3
     base_channels: int = 64
-    channel_mult: tuple[int, ...] = (1, 2, 4, 8)
+    channel_mult: tuple[float, ...] = (1, 2, 4, 8)
     num_res_blocks: int = 2
     attention_downsampling: tuple[int, ...] = (4,)
     dropout: float = 0.0
@@ -94,13 +94,14 @@ def _attention(config: UNetConfig, channels: int) -> AttentionBlock:
 
 def _input_blocks(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     """Input blocks and the channels of each one's output (the skips)."""
-    channels = config.base_channels * config.channel_mult[0]
+    channels = int(config.base_channels * config.channel_mult[0])
     blocks = [Stage(nn.Conv2d(config.in_channels * config.patch_size**2, channels, 3, padding=1))]
     skips, factor = [channels], 1
     for level, mult in enumerate(config.channel_mult):
         for _ in range(config.num_res_blocks):
-            layers = [_res(config, channels, config.base_channels * mult)]
-            channels = config.base_channels * mult
+            width = int(config.base_channels * mult)  # ADM's 512×512 network has a multiplier of 0.5
+            layers = [_res(config, channels, width)]
+            channels = width
             if factor in config.attention_downsampling:
                 layers.append(_attention(config, channels))
             blocks.append(Stage(*layers))
@@ -114,17 +115,18 @@ def _input_blocks(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
 
 
 def _middle_block(config: UNetConfig, z: bool = False) -> Stage:
-    channels = config.base_channels * config.channel_mult[-1]
+    channels = int(config.base_channels * config.channel_mult[-1])
     return Stage(_res(config, channels, channels, z=z), _attention(config, channels), _res(config, channels, channels, z=z))
 
 
 def _output_blocks(config: UNetConfig, skips: list[int], z: bool = False) -> nn.ModuleList:
     skips, blocks = list(skips), []
-    channels, factor = config.base_channels * config.channel_mult[-1], 2 ** (len(config.channel_mult) - 1)
+    channels, factor = int(config.base_channels * config.channel_mult[-1]), 2 ** (len(config.channel_mult) - 1)
     for level, mult in reversed(list(enumerate(config.channel_mult))):
         for i in range(config.num_res_blocks + 1):
-            layers = [_res(config, channels + skips.pop(), config.base_channels * mult, z=z)]
-            channels = config.base_channels * mult
+            width = int(config.base_channels * mult)
+            layers = [_res(config, channels + skips.pop(), width, z=z)]
+            channels = width
             if factor in config.attention_downsampling:
                 layers.append(_attention(config, channels))
             if level and i == config.num_res_blocks:
@@ -136,7 +138,7 @@ def _output_blocks(config: UNetConfig, skips: list[int], z: bool = False) -> nn.
 
 
 def _out(config: UNetConfig, out_channels: int) -> nn.Sequential:
-    channels, p = config.base_channels * config.channel_mult[0], config.patch_size
+    channels, p = int(config.base_channels * config.channel_mult[0]), config.patch_size
     if p == 1:
         return nn.Sequential(group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1)))
     # The last convolution runs on pixels, not patches: each pixel sees its neighbours in the next patch, which

@@ -204,8 +204,9 @@ python scripts/evaluate_digits.py
 
 (`make weights` runs these.) DPM: {pre['images_seen']:,} images seen in {pre['training']['steps']:,} steps. PDAE: {meta['images_seen']:,}
 images seen in {meta['training']['steps']:,} steps, loss weight `{meta['training']['weight']}`. Batch {meta['training']['batch_size']}, seed
-{meta['training']['seed']}, torch {meta['torch']}, two CPU cores with bf16 autocast. The first 2,750 steps of the DPM ran as two
-processes (`torchrun`), which see the same samples and noise but round differently.
+{meta['training']['seed']}, torch {meta['torch']}, two CPU cores with bf16 autocast. The DPM's run was stopped and resumed five
+times, partly as two processes, while a mistake in resuming (mended since) mixed up Adam's moments each time: the commands
+above give a model of this kind, not these bits.
 Numbers and settings in full: `digits_pdae.json`.
 
 ## Quality
