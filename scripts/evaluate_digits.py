@@ -19,7 +19,7 @@ from torch import nn
 
 import pdae_lite
 from pdae_lite import data, keyed, losses, sampling
-from pdae_lite.training import affine
+from pdae_lite.batches import affine
 
 ASSETS = data.ASSETS
 FILE = ASSETS / "digits_pdae.safetensors"
@@ -65,15 +65,26 @@ def precision_recall(generated, real, k=3):
 
 
 def linear_probe(z_train, y_train, z_test, y_test):
-    """Accuracy of multinomial logistic regression on normalised codes (L-BFGS, L2 1e-3)."""
+    """(accuracy, L2) of multinomial logistic regression on normalised codes; L2 by five-fold cross-validation on the
+    training codes."""
     mean, std = z_train.mean(0), z_train.std(0)
     a, b = (z_train - mean) / std, (z_test - mean) / std
+    fold = torch.arange(len(a)) % 5
+
+    def cross_validated(l2):
+        return sum(_probe(a[fold != k], y_train[fold != k], a[fold == k], y_train[fold == k], l2) for k in range(5))
+
+    best = max((1e-5, 1e-4, 1e-3, 1e-2), key=cross_validated)
+    return _probe(a, y_train, b, y_test, best), best
+
+
+def _probe(a, y_train, b, y_test, l2):
     w, c = torch.zeros(a.shape[1], 10, requires_grad=True), torch.zeros(10, requires_grad=True)
     optimizer = torch.optim.LBFGS([w, c], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
-        loss = F.cross_entropy(a @ w + c, y_train) + 1e-3 * w.square().sum()
+        loss = F.cross_entropy(a @ w + c, y_train) + l2 * w.square().sum()
         loss.backward()
         return loss
 
@@ -121,7 +132,10 @@ def main():
     print(means, out["nats"], f"{time.time() - start:.0f} s", flush=True)
 
     z_train, z_test = (in_batches(pdae.encode, x, 500) for x in (x_train, x_test))
-    out["probe_accuracy"] = linear_probe(z_train, train.labels, z_test, test.labels)
+    out["probe_accuracy"], out["probe_l2"] = linear_probe(z_train, train.labels, z_test, test.labels)
+    flat_train, flat_test = x_train.flatten(1), x_test.flatten(1)
+    basis = torch.linalg.svd(flat_train - flat_train.mean(0), full_matrices=False).Vh[: pdae.z_dim].T
+    out["probe_accuracy_pca"], _ = linear_probe(flat_train @ basis, train.labels, flat_test @ basis, test.labels)
     net = train_classifier(x_train, train.labels)
 
     def features(x):
@@ -175,7 +189,8 @@ def card(o):
         ("fill, mean over t = 100, 200, … 900", f"{f['mean_100_900']:.3f}", "≥ 0.45", f["mean_100_900"] >= 0.45),
         ("random x_T: nearest held-out digit is the original (1,000 cases)", f"{r['nearest_is_original']:.3f}", "≥ 0.95",
          r["nearest_is_original"] >= 0.95),
-        ("linear probe on z: accuracy", f"{o['probe_accuracy']:.3f}", "≥ 0.95", o["probe_accuracy"] >= 0.95),
+        (f"linear probe on z: accuracy (32 principal components: {o['probe_accuracy_pca']:.3f})", f"{o['probe_accuracy']:.3f}", "≥ 0.95",
+         o["probe_accuracy"] >= 0.95),
         ("samples of the DPM: precision", f"{s['precision']:.3f}", "> 0.6", s["precision"] > 0.6),
         ("samples of the DPM: recall", f"{s['recall']:.3f}", "> 0.6", s["recall"] > 0.6),
         ("samples: median distance to the nearest training digit (held-out digits: "
