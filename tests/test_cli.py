@@ -31,7 +31,8 @@ def test_pretrain_and_train_leave_one_model_file_each(trained):
         files = list((trained / name).glob("*.safetensors"))
         assert [f.name for f in files] == ["model.safetensors"]
         assert type(load_model(files[0])).__name__ == kind
-        assert sorted(p.name for p in (trained / name / "checkpoints").iterdir()) == ["step_000000002.safetensors", "step_000000004.safetensors"]
+        checkpoints = sorted(p.name for p in (trained / name / "checkpoints").iterdir())
+        assert checkpoints == ["step_000000002.safetensors", "step_000000004.safetensors"]
     dpm, pdae = load_model(trained / "dpm/model.safetensors"), load_model(trained / "pdae/model.safetensors", expect=PDAE)
     assert all(torch.equal(a, b) for a, b in zip(dpm.state_dict().values(), pdae.dpm.state_dict().values()))
 
@@ -63,8 +64,8 @@ def test_reconstruct_writes_a_png(trained, tmp_path, capsys):
     for i, mode in enumerate(("L", "RGB", "RGBA")):
         Image.new(mode, (40 + i, 30), 100).save(tmp_path / f"{i}.png")
     out = tmp_path / "sub" / "out.png"
-    code = run("reconstruct", *(tmp_path / f"{i}.png" for i in range(3)), "--model", trained / "pdae/model.safetensors", "--steps", 3, "--out", out)
-    assert code == 0
+    model = trained / "pdae/model.safetensors"
+    assert run("reconstruct", *(tmp_path / f"{i}.png" for i in range(3)), "--model", model, "--steps", 3, "--out", out) == 0
     with Image.open(out) as image:
         assert image.size == (3 * 34 + 2, 3 * 34 + 2)
     assert capsys.readouterr().out.count("MSE on [0, 1]") == 3

@@ -63,10 +63,8 @@ def test_assets_stay_within_the_budget():
     assert max(sizes) < 15 * 2**20 and sum(sizes) < 60 * 2**20
 
 
-def test_import_costs_little_more_than_torch():
-    code = "import sys, time; import torch; s = time.perf_counter(); import pdae_lite; d = time.perf_counter() - s; " \
-           "print(d); print(sorted(m for m in ('matplotlib', 'accelerate', 'torchmetrics', 'diffusers', 'torchvision', 'IPython') if m in sys.modules))"
-    best, loaded = min((subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")[:2] for _ in range(2)),
-                       key=lambda r: float(r[0]))
-    assert loaded == "[]"  # heavy libraries load where they are used
-    assert float(best) < 1.5
+def test_heavy_libraries_load_where_they_are_used():
+    code = "import sys, pdae_lite; print([m for m in ('matplotlib', 'accelerate', 'torchmetrics', 'diffusers', 'torchvision', 'IPython') " \
+           "if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
