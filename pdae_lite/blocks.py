@@ -82,6 +82,8 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, num_heads: int = 1, head_channels: int | None = None, new_order: bool = False):
         super().__init__()
+        if head_channels is not None and channels % head_channels:
+            raise ValueError(f"head_channels={head_channels}; want a divisor of {channels}, the channels of this level")
         self.num_heads = num_heads if head_channels is None else channels // head_channels
         if self.num_heads < 1 or channels % self.num_heads:
             raise ValueError(f"{channels} channels don't split into {self.num_heads} attention heads")
@@ -140,7 +142,7 @@ def check_images(x: Tensor, channels: int, multiple: int, name: str = "images", 
     want = f"want float [N, {channels}, H, W] with H and W multiples of {multiple}"
     if not torch.is_tensor(x) or not x.is_floating_point():
         raise ValueError(f"{name} is {getattr(x, 'dtype', type(x).__name__)}; {want}")
-    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
+    if x.ndim != 4 or len(x) < 1 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
         raise ValueError(f"{name} has shape {list(x.shape)}; {want}")
     if data_range is not None:
         low, high = x.amin().item(), x.amax().item()

@@ -67,6 +67,12 @@ def atomic_path(path: str | os.PathLike):
         raise
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """A text file, written atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -101,10 +107,14 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     if FORMAT not in meta:
         raise CheckpointError(f"{path}: not a {FORMAT} file, but one with {', '.join(sorted(meta)) or 'no'} metadata; "
                               "files of other projects are read by pdae_lite.interop")
-    meta = json.loads(meta[FORMAT])
-    if meta["sha256"] != _digest(tensors, meta["header"]):
+    try:
+        meta = json.loads(meta[FORMAT])
+        header, digest = meta["header"], meta["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path}: the header is damaged; copy or train it again") from None
+    if digest != _digest(tensors, header):
         raise CheckpointError(f"{path}: checksum mismatch, the file is damaged; copy or train it again")
-    return tensors, json.loads(meta["header"])
+    return tensors, json.loads(header)
 
 
 def _digest(tensors: dict[str, Tensor], header: str) -> str:
@@ -133,7 +143,10 @@ def load_model(path: str | os.PathLike, expect: type | None = None) -> nn.Module
     tensors, header = read(path)
     if "model" not in header:
         raise CheckpointError(f"{path}: holds a training state, not a model; the model is the *.safetensors beside the checkpoints folder")
-    model = build(header["model"])
+    try:
+        model = build(header["model"])
+    except (TypeError, KeyError, ValueError) as e:
+        raise CheckpointError(f"{path}: made by another version of pdae_lite ({e}); use that version, or make the file anew") from None
     if expect is not None and not isinstance(model, expect):
         raise CheckpointError(f"{path}: holds a {type(model).__name__}; want a {expect.__name__}")
     try:

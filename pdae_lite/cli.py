@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         args.run(args)
-    except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, TrainingError) as e:
+    except (ValueError, OSError, TrainingError) as e:
         print(f"pdae {args.command}: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -92,7 +92,7 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
 def _pretrain(args) -> None:
     import torch
 
-    preset, data = _preset(args), _data(args.data)
+    data, preset = _data(args.data), _preset(args)
     config = _config(preset.pretrain, args)
     torch.manual_seed(config.seed)
     _run(preset.dpm(), data, config, args, schedule=preset.schedule())
@@ -101,7 +101,7 @@ def _pretrain(args) -> None:
 def _train(args) -> None:
     import torch
 
-    preset, data = _preset(args), _data(args.data)
+    data, preset = _data(args.data), _preset(args)
     config = _config(preset.train, args)
     dpm = _dpm(args.dpm)
     torch.manual_seed(config.seed)
@@ -120,6 +120,8 @@ def _run(model, data, config, args, metadata: dict | None = None, **options) -> 
 def _reconstruct(args) -> None:
     import torch
 
+    if Path(args.out).suffix.lower() != ".png":
+        raise UsageError(f"--out {args.out}; want a file name that ends in .png")
     model = _pdae(args.model)
     images = torch.stack([_read_image(path, model.dpm.config.in_channels, model.dpm.config.image_size) for path in args.images])
     images = -images if args.negative else images
@@ -156,7 +158,7 @@ def _preset(args):
 
     name = args.preset or args.data
     if name not in PRESETS:
-        raise UsageError(f"preset {name!r}; want one of {', '.join(PRESETS)}")
+        raise UsageError(f"--preset {name!r}; want one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -205,12 +207,14 @@ def _read_image(path: str, channels: int, size: int):
     import torch
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    from .image_files import flatten
+
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file")
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
-    except (UnidentifiedImageError, OSError, SyntaxError):
+            image = flatten(opened, channels)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
         raise UsageError(f"{path}: not a readable image; want PNG, JPEG or another format that Pillow reads") from None
     image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     array = torch.from_numpy(np.array(image)).reshape(size, size, channels)
@@ -223,8 +227,6 @@ def _write_grid(images, path: str) -> Path:
     from torchvision.utils import make_grid
 
     out = Path(path)
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"--out {path}; want a file name that ends in .png")
     grid = make_grid(images.flatten(0, 1).clamp(-1, 1), nrow=images.shape[1], padding=2, pad_value=1.0, normalize=True, value_range=(-1, 1))
     out.parent.mkdir(parents=True, exist_ok=True)
     to_pil_image(grid).save(out)

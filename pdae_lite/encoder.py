@@ -72,7 +72,7 @@ class SemanticEncoder(nn.Module):
         check_images(x_0, self.config.in_channels, 1, "x_0")
         if x_0.shape[2:] != (size, size):
             raise ValueError(f"x_0 is {x_0.shape[2]}×{x_0.shape[3]}; this encoder takes {size}×{size}")
-        return self.encoder(x_0)
+        return self.encoder(x_0.to(self.encoder[0].weight.dtype))
 
     def to_config(self) -> dict:
         """The configuration as JSON-able values."""

@@ -48,6 +48,8 @@ def noise_error(denoiser_for, x_0: Tensor, schedule: NoiseSchedule, ts, seed: in
     """
     from . import keyed
 
+    if not x_0.is_floating_point() or len(x_0) < 1:
+        raise ValueError(f"x_0 is {x_0.dtype} {list(x_0.shape)}; want float [N, …] with N of at least 1")
     if noise not in ("gaussian", "uniform"):
         raise ValueError(f"noise {noise!r}; want 'gaussian' or 'uniform'")
     draw = keyed.normal if noise == "gaussian" else (
@@ -82,7 +84,7 @@ def nats(error: Tensor, error_dpm: Tensor, schedule: NoiseSchedule, ts, dims: in
     """Σ_{t ≥ 1} (gap²_DPM(t) − gap²_PDAE(t))/(2 β̃_t), summed over pixels: what z improves the variational bound by.
 
     An estimate of the information I(x_0; z) in nats, up to the DPM's own error. `ts` need not hold every t: the
-    summand is interpolated linearly between them.
+    errors are interpolated linearly between them.
 
     Args:
         error, error_dpm: E‖ε − ε̂‖² per pixel at each t of `ts` (`noise_error`).
@@ -91,7 +93,7 @@ def nats(error: Tensor, error_dpm: Tensor, schedule: NoiseSchedule, ts, dims: in
     """
     ts = torch.as_tensor(ts)
     if len(ts) < 2 or ts[0] < 1 or bool((ts[1:] <= ts[:-1]).any()):
-        raise ValueError(f"ts runs from {int(ts[0])}; want at least two increasing values, from 1 on (beta-tilde is 0 at t = 0)")
+        raise ValueError(f"ts is {ts.tolist()}; want at least two increasing values, from 1 on (beta-tilde is 0 at t = 0)")
     # The summand is a factor that varies over orders of magnitude times a smooth error: interpolate the error.
     grid = torch.arange(1, schedule.T)
     difference = _interpolate(grid.double(), ts.double(), (error_dpm - error).double())
@@ -120,7 +122,9 @@ class LinearGaussian:
     """
 
     def __init__(self, x_0: Tensor, z_dim: int):
-        flat = x_0.flatten(1).double()
+        if len(x_0) < 2:
+            raise ValueError(f"x_0 has {len(x_0)} images; want at least 2")
+        flat = x_0.flatten(1).cpu().double()
         if not 0 <= z_dim <= flat.shape[1]:
             raise ValueError(f"z_dim={z_dim}; want 0 … {flat.shape[1]}")
         self.shape, self.z_dim, self.mean = x_0.shape[1:], z_dim, flat.mean(0)

@@ -46,7 +46,8 @@ class PDAE(nn.Module):
         schedule: the DPM's noise schedule.
         estimator: features, z -> G [N, C, H, W]; None: a fresh one on the DPM's trunk (output zero).
         precondition: None: the estimator's output is G, as in the paper. "v": G = √SNR(t) · output, so that the
-            output is the shift in units of v, of one size at every t (see the chapter on filling the gap).
+            output is the shift in units of v, of similar size at all but the smallest t (see the chapter on
+            filling the gap).
     """
 
     def __init__(self, dpm: nn.Module, encoder: nn.Module, schedule: NoiseSchedule, estimator: nn.Module | None = None,
@@ -105,7 +106,7 @@ class PDAE(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """(ε_θ, G), each [N, C, H, W], from x_t [N, C, H, W], t int64 [N] in 0 … T−1, z [N, z_dim]."""
-        self._check_t(t)
+        self.schedule.check_t(t)
         features = self.features(x_t, t)
         return self.eps(features), self.gradient(features, z)
 
@@ -147,6 +148,8 @@ class PDAE(nn.Module):
         run, own_shift = SAMPLERS[sampler]
         if x_T is None:
             x_T = self.noise(len(z), generator)
+        if len(z) not in (1, len(x_T)):
+            raise ValueError(f"z holds {len(z)} codes for {len(x_T)} noises x_T; want one each, or one for all")
         denoiser = self.denoiser(z, scale, off_last, own_shift if shift is None else shift)
         if sampler != "dpm_solver":  # which draws nothing
             options["generator"] = generator
@@ -168,7 +171,7 @@ class PDAE(nn.Module):
         config = self.dpm.config
         shape = (n, config.in_channels, config.image_size, config.image_size)
         source = generator.device if generator is not None else self.device
-        return torch.randn(shape, device=source, generator=generator).to(self.device)
+        return torch.randn(shape, device=source, generator=generator).to(next(self.parameters()))
 
     # ---- files ----------------------------------------------------------------------------------------------------
 
@@ -204,10 +207,3 @@ class PDAE(nn.Module):
 
     def _check_images(self, x: Tensor, name: str) -> None:
         check_images(x, self.dpm.config.in_channels, 1, name, self.data_range)
-
-    def _check_t(self, t: Tensor) -> None:
-        if t.is_floating_point():
-            raise ValueError(f"t is {t.dtype}; want int64 [N]")
-        # Reading t would make a GPU wait; on the CPU it is free.
-        if t.device.type == "cpu" and len(t) and not 0 <= int(t.min()) <= int(t.max()) < self.schedule.T:
-            raise ValueError(f"t runs from {int(t.min())} to {int(t.max())}; want 0 … {self.schedule.T - 1}")

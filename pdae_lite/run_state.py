@@ -1,4 +1,5 @@
 """Checkpoints of a training run: what to save so that a killed run goes on as if nothing had happened."""
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -6,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from .checkpoint import CheckpointError, read, write
@@ -23,12 +25,23 @@ def guard(function: Callable, *args, **kwargs):
         raise TrainingError(f"can't write {e.filename or args[0]}: {e.strerror or e}; free some space or choose another --out") from None
 
 
+def frozen_digest(model: nn.Module) -> str:
+    """SHA-256 of all parameters that are not trained, such as the DPM inside a PDAE."""
+    digest = hashlib.sha256()
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            digest.update(name.encode())
+            digest.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 class RunState:
     """Save and resume. A checkpoint is one atomic safetensors file with weights, EMA, Adam's moments and the history;
     the last two are kept, so that a damaged one costs `save_every` steps, not the run."""
 
-    def __init__(self, trainable, ema, optimizer, out: Path | None, config, main: bool):
+    def __init__(self, trainable, ema, optimizer, out: Path | None, config, main: bool, run: dict):
         self.trainable, self.ema, self.optimizer, self.config, self.main = trainable, ema, optimizer, config, main
+        self.run = json.loads(json.dumps(run))  # what must be the same for two calls to continue one run
         self.folder = out / "checkpoints" if out is not None else None
         if self.folder is not None and main:  # say now, not after hours, that nothing can be written
             guard(self.folder.mkdir, parents=True, exist_ok=True)
@@ -47,7 +60,8 @@ class RunState:
         tensors |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
-        header = {"step": step, "averaged": int(self.ema.n_averaged), "config": asdict(self.config), "history": history}
+        header = {"step": step, "averaged": int(self.ema.n_averaged), "config": asdict(self.config), "run": self.run,
+                  "history": history}
         guard(write, self.folder / f"step_{step:09d}.safetensors", tensors, header)
         for old in sorted(self.folder.glob("step_*.safetensors"))[:-2]:
             old.unlink(missing_ok=True)
@@ -61,17 +75,13 @@ class RunState:
             except CheckpointError as e:
                 tqdm.write(f"{e}; trying the checkpoint before it")
                 continue
-            self._check_config(path, header["config"])
+            self._check(path, header)
             groups: dict[str, dict] = {"model": {}, "ema": {}, "optimizer": {}}
             for key, value in tensors.items():
                 group, name = key.split(".", 1)
                 groups[group][name] = value
-            try:
-                self.trainable.load_state_dict(groups["model"])
-                self.ema.module.load_state_dict(groups["ema"])
-            except RuntimeError as e:
-                reason = str(e).splitlines()[-1].strip()
-                raise TrainingError(f"{path}: another model's checkpoint ({reason}); choose another --out") from None
+            self.trainable.load_state_dict(groups["model"])
+            self.ema.module.load_state_dict(groups["ema"])
             self.ema.n_averaged.fill_(header["averaged"])
             optimizer = self.optimizer.state_dict()
             optimizer["state"] = {}
@@ -85,7 +95,12 @@ class RunState:
             return header["step"], header["history"]
         return 0, []
 
-    def _check_config(self, path: Path, before: dict) -> None:
+    def _check(self, path: Path, header: dict) -> None:
+        for name, value in self.run.items():
+            if header.get("run", {}).get(name) != value:
+                what = {"frozen": "frozen DPM", "images": "data set"}.get(name, name)
+                raise TrainingError(f"{path.parent.parent} holds a run with another {what}; choose another --out")
+        before = header["config"]
         now = json.loads(json.dumps(asdict(self.config)))
         for name, value in now.items():
             if name not in self.FREE and before.get(name, value) != value:

@@ -69,7 +69,8 @@ def clip_range(denoiser: Denoiser, clip: bool) -> tuple[float, float] | None:
 
 
 def _pairs(points: list[int], progress: bool, name: str) -> Iterable[tuple[int, int]]:
-    return tqdm(list(zip(points[:-1], points[1:])), desc=name, disable=not progress, leave=False)
+    quiet = {} if progress else {"disable": True}  # {} leaves tqdm's TQDM_DISABLE its say
+    return tqdm(list(zip(points[:-1], points[1:])), desc=name, leave=False, **quiet)
 
 
 @torch.no_grad()
@@ -91,7 +92,8 @@ def ddim(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int = 
         eps = denoiser(x, _timesteps(x, t_cur))
         noise = None
         if eta > 0:
-            noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+            source = x.device if generator is None else generator.device  # a CPU generator gives the same noise everywhere
+            noise = torch.randn(x.shape, dtype=x.dtype, device=source, generator=generator).to(x.device)
         x = ddim_step(x, eps, t_cur, t_next, schedule, clip_range=limits, eta=eta, noise=noise)
         if callback is not None:
             callback(t_next, x)

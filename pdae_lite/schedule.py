@@ -141,11 +141,20 @@ class NoiseSchedule:
 
     def at(self, table: str, t: Tensor, like: Tensor) -> Tensor:
         """Values of a table at t [N], broadcastable against `like` [N, …], in its dtype (float32 at least)."""
+        self.check_t(t)
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         key = (table, like.device, dtype)
         if key not in self._cache:  # tables travel to each device once
             self._cache[key] = self._tables[table].to(like.device, dtype)
         return expand(self._cache[key][t.to(like.device)], like)
+
+    def check_t(self, t: Tensor) -> None:
+        """Raise a ValueError unless t is an integer tensor in 0 … T−1 (values are read on the CPU only: reading them
+        would make a GPU wait)."""
+        if not torch.is_tensor(t) or t.is_floating_point():
+            raise ValueError(f"t is {getattr(t, 'dtype', type(t).__name__)}; want int64 [N]")
+        if t.device.type == "cpu" and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < self.T:
+            raise ValueError(f"t runs from {int(t.min())} to {int(t.max())}; want 0 … {self.T - 1}")
 
     def level(self, t: int) -> tuple[float, float]:
         """(√ᾱ_t, √(1−ᾱ_t)) as Python floats, for one t in −1 … T−1; t = −1 is the clean image: (1, 0)."""

@@ -18,10 +18,10 @@ from tqdm.auto import tqdm
 
 from . import keyed
 from .batches import Batches
-from .checkpoint import save_model
+from .checkpoint import describe, save_model, write_text
 from .losses import dpm_loss, pdae_loss
 from .model import PDAE
-from .run_state import RunState, TrainingError, guard
+from .run_state import RunState, TrainingError, frozen_digest, guard
 from .schedule import NoiseSchedule
 
 SKIPS_ALLOWED = 10  # non-finite batches in a row before the run stops
@@ -137,12 +137,17 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
     parameters = [p for p in trainable.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda"))
 
-    def average(averaged: list[Tensor], current: list[Tensor], n: Tensor) -> None:
-        torch._foreach_lerp_(averaged, current, 1 - min(config.ema, (1 + int(n)) / (10 + int(n))))  # n lives on the CPU
+    def average(averaged: list[Tensor], current: list[Tensor], _) -> None:
+        n = int(ema.n_averaged)  # on the CPU, unlike the argument: a GPU needn't wait
+        torch._foreach_lerp_(averaged, current, 1 - min(config.ema, (1 + n) / (10 + n)))
 
     ema = AveragedModel(trainable, multi_avg_fn=average, use_buffers=False)
 
-    state = RunState(trainable, ema, optimizer, Path(out) if out is not None else None, config, accelerator.is_main_process)
+    run = {}
+    if out is not None:  # what can't be saved should say so now, not after hours
+        json.dumps(metadata or {})
+        run = {"model": describe(model), "schedule": schedule.to_config(), "images": len(data), "frozen": frozen_digest(model)}
+    state = RunState(trainable, ema, optimizer, Path(out) if out is not None else None, config, accelerator.is_main_process, run)
     step, history = state.resume()
     objective = accelerator.prepare_model(Objective(model, loss or default_loss(model, schedule, config)))
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
@@ -152,11 +157,13 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
 
     total, skipped, in_a_row, worst = (torch.zeros((), device=device) for _ in range(4))
     clock, since = time.perf_counter(), step
-    bar = tqdm(total=config.steps, initial=step, desc="train", disable=not progress or not accelerator.is_main_process, leave=False)
+    quiet = {} if progress and accelerator.is_main_process else {"disable": True}  # {} leaves tqdm's TQDM_DISABLE its say
+    bar = tqdm(total=config.steps, initial=step, desc="train", leave=False, **quiet)
     while step < config.steps:
         torch.manual_seed(config.seed + 1_000_003 * (step * world + rank))  # dropout masks, the same after a resume
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
+        loss_here = torch.zeros((), device=device)
         for m in range(config.accumulate):
             x_0, y = batches.get(step, m)
             index = places[m].to(device)
@@ -168,16 +175,19 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
             with contextlib.nullcontext() if last else accelerator.no_sync(objective):  # exchange gradients once a step
                 value = compute(x_0, t, eps, y)
                 accelerator.backward(value / config.accumulate)
-            total += value.detach().nan_to_num() / config.accumulate
+            loss_here += value.detach() / config.accumulate
         norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
         # A non-finite batch is skipped on the device: fused Adam leaves its state alone where found_inf is 1.
-        bad = (~norm.isfinite()).float()
+        bad = (~(norm.isfinite() & loss_here.isfinite())).float()
+        if world > 1:  # all processes skip, or none
+            bad = accelerator.reduce(bad, "sum").clamp(max=1)
         if optimizer.defaults["fused"]:
             optimizer.found_inf = bad
             optimizer.step()
         elif not bool(bad):
             optimizer.step()
         optimizer.zero_grad()
+        total += torch.where(bad > 0, 0, loss_here)
         skipped += bad
         in_a_row = (in_a_row + 1) * bad
         worst = torch.maximum(worst, in_a_row)
@@ -188,14 +198,14 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
         if step % config.log_every == 0 or step == config.steps:
             _check_skips(int(skipped), int(worst), step)
             now = time.perf_counter()
-            entry = {"step": step, "images": step * config.batch_size, "loss": float(total) / (step - since),
+            entry = {"step": step, "images": step * config.batch_size, "loss": float(total) / max(step - since - int(skipped), 1),
                      "lr": learning_rate(config, step - 1),
                      "images_per_second": round((step - since) * config.batch_size / (now - clock), 1)}
             if int(skipped):
                 entry["skipped"] = int(skipped)
                 tqdm.write(f"step {step}: {int(skipped)} non-finite batches skipped since step {since}")
             if callback is not None:
-                entry |= callback(step, model) or {}
+                entry |= {k: v.item() if hasattr(v, "item") else v for k, v in (callback(step, model) or {}).items()}
                 model.train()
             history.append(entry)
             bar.set_postfix(loss=f"{entry['loss']:.4g}")
@@ -221,7 +231,7 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
         if accelerator.is_main_process:
             facts = {"training": asdict(config), "images_seen": step * config.batch_size, "torch": torch.__version__}
             guard(save_model, path, model, facts | (metadata or {}))
-            guard((Path(out) / "history.json").write_text, json.dumps(history, indent=0))
+            guard(write_text, Path(out) / "history.json", json.dumps(history, indent=0))
         accelerator.wait_for_everyone()
     return TrainResult(model, history, path)
 

@@ -187,7 +187,8 @@ class UNet(nn.Module):
         emb = self.time_embed(timestep_embedding(t, self.config.base_channels).to(self.time_embed[0].weight.dtype))
         if y is not None:
             emb = emb + self.label_emb(y)
-        h, skips = F.pixel_unshuffle(x_t, self.config.patch_size), []
+        # Computed in the weights' precision; heads give back x_t's.
+        h, skips = F.pixel_unshuffle(x_t.to(self.time_embed[0].weight.dtype), self.config.patch_size), []
         for block in self.input_blocks:
             h = block(h, emb)
             skips.append(h)
@@ -234,7 +235,8 @@ class GradientEstimator(nn.Module):
     def forward(self, features: Features, z: Tensor) -> Tensor:
         if z.ndim != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f"z has shape {list(z.shape)}; want [N, {self.z_dim}]")
-        gradient = _run_head(features, self.shift_middle_block, self.shift_output_blocks, self.shift_out, self.label_emb(z))
+        gradient = _run_head(features, self.shift_middle_block, self.shift_output_blocks, self.shift_out,
+                             self.label_emb(z.to(self.label_emb.weight.dtype)))
         return gradient.to(features.x_t.dtype)
 
 

@@ -231,8 +231,8 @@ def test_nats_approach_the_information_in_the_code():
 
 
 def test_nats_refuses_what_has_no_value():
-    for ts in ([0, 1], [5], [5, 5], [7, 3]):
-        with pytest.raises(ValueError, match="ts runs from"):
+    for ts in ([0, 1], [5], [5, 5], [7, 3], []):
+        with pytest.raises(ValueError, match="ts is .*; want at least two increasing values"):
             nats(torch.ones(len(ts)), torch.ones(len(ts)), LINEAR, ts, 6)
 
 

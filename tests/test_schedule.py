@@ -203,3 +203,11 @@ def test_refusals(make, message):
 def test_unknown_table():
     with pytest.raises(AttributeError, match="sigma"):
         NoiseSchedule.linear(5).sigma
+
+
+def test_timesteps_out_of_range_are_refused():
+    x = torch.zeros(2, 1, 4, 4)
+    for t, says in (([-1, 3], "t runs from -1 to 3; want 0 … 999"), ([0, 1000], "t runs from 0 to 1000"),
+                    ([0.5, 1.0], "t is torch.float32")):
+        with pytest.raises(ValueError, match=says):
+            NoiseSchedule.linear().add_noise(x, torch.tensor(t), x)

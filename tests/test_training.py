@@ -168,9 +168,47 @@ def test_resuming_another_run_is_refused(tmp_path):
         with pytest.raises(TrainingError, match=message) as e:
             run(tmp_path, **changes)
         assert "another --out" in str(e.value) and "\n" not in str(e.value)
-    with pytest.raises(TrainingError, match="another model's checkpoint"):
+    with pytest.raises(TrainingError, match="a run with another model; choose another --out"):
         run(tmp_path, dpm(16))
+    with pytest.raises(TrainingError, match="a run with another schedule"):
+        train(dpm(), data(), schedule=NoiseSchedule.linear(40, 1e-3, 0.3), out=tmp_path, **SETTINGS)
+    with pytest.raises(TrainingError, match="a run with another data set"):
+        train(dpm(), data(30), schedule=SCHEDULE, out=tmp_path, **SETTINGS)
     run(tmp_path, steps=5, save_every=2, log_every=3)  # these may change
+
+
+def test_a_pdae_does_not_resume_on_another_dpm(tmp_path):
+    run(tmp_path, pdae(), steps=4)
+    other = pdae()
+    with torch.no_grad():
+        other.dpm.time_embed[0].weight.add_(0.1)
+    with pytest.raises(TrainingError, match="a run with another frozen DPM"):
+        run(tmp_path, other)
+
+
+def test_a_damaged_header_falls_back_too(tmp_path, whole):
+    run(tmp_path, steps=12)
+    newest = tmp_path / "checkpoints/step_000000012.safetensors"
+    newest.write_bytes(newest.read_bytes().replace(b"sha256", b"sha257", 1))
+    assert same(weights(run(tmp_path).model), whole[0])
+
+
+def test_a_skipped_batch_does_not_count_in_the_loss():
+    always_one = iter([1.0, float("nan"), 1.0, float("inf")])
+
+    def loss(model, x_0, t, eps, y):
+        return model(x_0, t).mean() * 0 + next(always_one)
+
+    result = train(dpm(), data(), schedule=SCHEDULE, loss=loss, **(SETTINGS | {"steps": 4, "log_every": 4}))
+    assert result.history[-1]["loss"] == pytest.approx(1.0) and result.history[-1]["skipped"] == 2
+
+
+def test_what_cannot_be_saved_is_said_at_the_start(tmp_path):
+    class Foreign(UNet):
+        pass
+
+    with pytest.raises(ValueError, match="Foreign can't be saved"):
+        run(tmp_path, Foreign(dpm().config), steps=10**6)
 
 
 # ---- bad batches, bad disks -------------------------------------------------------------------------------------------
