@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from .progress import progress_bar
 from .schedule import NoiseSchedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -69,8 +69,7 @@ def clip_range(denoiser: Denoiser, clip: bool) -> tuple[float, float] | None:
 
 
 def _pairs(points: list[int], progress: bool, name: str) -> Iterable[tuple[int, int]]:
-    quiet = {} if progress else {"disable": True}  # {} leaves tqdm's TQDM_DISABLE its say
-    return tqdm(list(zip(points[:-1], points[1:])), desc=name, leave=False, **quiet)
+    return progress_bar(list(zip(points[:-1], points[1:])), desc=name, show=progress)
 
 
 @torch.no_grad()

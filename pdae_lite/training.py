@@ -21,6 +21,7 @@ from .batches import Batches
 from .checkpoint import describe, save_model, write_text
 from .losses import dpm_loss, pdae_loss
 from .model import PDAE
+from .progress import progress_bar
 from .run_state import RunState, TrainingError, frozen_digest, guard
 from .schedule import NoiseSchedule
 
@@ -157,8 +158,7 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
 
     total, skipped, in_a_row, worst = (torch.zeros((), device=device) for _ in range(4))
     clock, since = time.perf_counter(), step
-    quiet = {} if progress and accelerator.is_main_process else {"disable": True}  # {} leaves tqdm's TQDM_DISABLE its say
-    bar = tqdm(total=config.steps, initial=step, desc="train", leave=False, **quiet)
+    bar = progress_bar(total=config.steps, initial=step, desc="train", show=progress and accelerator.is_main_process)
     while step < config.steps:
         torch.manual_seed(config.seed + 1_000_003 * (step * world + rank))  # dropout masks, the same after a resume
         for group in optimizer.param_groups:
