@@ -6,6 +6,7 @@ import io
 import os
 import re
 import warnings
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 CELEBA64_CROP = (57, 25, 128, 128)  # top, left, height, width in the aligned 218×178 images: the crop of D2C, used since
 
 
-class ImageFiles(Dataset):
+class ImageFiles(Dataset, ABC):
     """Images that are decoded when asked for. A subclass gives the number of images, `_open(i)` and `_name(i)`.
 
     An image that turns out to be unreadable is named in a warning, once; the next readable one stands in for it, so the
@@ -68,11 +69,13 @@ class ImageFiles(Dataset):
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))
         return torch.from_numpy(np.array(image).reshape(self.size, self.size, self.channels)).permute(2, 0, 1).contiguous()
 
+    @abstractmethod
     def _open(self, i: int):
-        raise NotImplementedError
+        """Image i as Pillow opens it."""
 
+    @abstractmethod
     def _name(self, i: int) -> str:
-        raise NotImplementedError
+        """What messages call image i."""
 
 
 def flatten(image, channels: int, background: int = 255):
