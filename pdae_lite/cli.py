@@ -165,9 +165,10 @@ def _preset(args):
 def _data(name: str):
     from . import data
 
-    if name != "digits":
-        raise UsageError(f"--data {name!r}; want digits")
-    return data.digits("train")
+    sets = {"digits": data.digits, "peeps": data.peeps}
+    if name not in sets:
+        raise UsageError(f"--data {name!r}; want one of {', '.join(sets)}")
+    return sets[name]("train")
 
 
 def _config(config, args):

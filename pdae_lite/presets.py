@@ -48,4 +48,17 @@ DIGITS = Preset(
     precondition="v",
 )
 
-PRESETS: dict[str, Preset] = {"digits": DIGITS}
+# Faces on a CPU: 64×64 pixels in patches of 2×2, few channels. The faces are mirrored at random, as a half of them is drawn.
+PEEPS = Preset(
+    unet=UNetConfig(image_size=64, in_channels=3, base_channels=32, channel_mult=(1, 2, 2, 2), num_res_blocks=1,
+                    attention_downsampling=(4, 8), patch_size=2),
+    encoder=EncoderConfig(image_size=64, in_channels=3, channels=(64, 128, 128, 128), attention_after=2, z_dim=64),
+    pretrain=TrainConfig(steps=6000, batch_size=64, lr=1e-3, warmup=300, decay=0.6, ema=0.999, weight="v", flip=True,
+                         precision="bf16", save_every=500),
+    train=TrainConfig(steps=5000, batch_size=64, lr=1e-3, warmup=300, decay=0.6, ema=0.999, weight="v", flip=True,
+                      precision="bf16", save_every=500),
+    prediction="v",
+    precondition="v",
+)
+
+PRESETS: dict[str, Preset] = {"digits": DIGITS, "peeps": PEEPS}
