@@ -22,16 +22,21 @@ class Batches:
             (image, label), come through a DataLoader with `config.workers` processes.
         places: for each micro-batch of a step, the places [n] of this process's samples in the whole batch.
         start: the first step that will be asked for.
+        data_range: the model's. Float data outside of it are refused, all at once if they are in memory, otherwise by the
+            first batch: mostly they are images on [0, 1] or 0 … 255 that someone forgot to scale.
     """
 
-    def __init__(self, data, config, device: torch.device, places: list[Tensor], start: int = 0):
+    def __init__(self, data, config, device: torch.device, places: list[Tensor], start: int = 0,
+                 data_range: tuple[float, float] | None = None):
         self.config, self.device, self.places, self.n = config, device, places, len(data)
+        self.data_range = data_range
         if self.n < 1:
             raise ValueError("data is empty; want at least one image")
         tensors = getattr(data, "tensors", None)
         self.epoch, self.order, self.loader = -1, None, None
         if tensors is not None and tensors[0].numel() * tensors[0].element_size() < IN_MEMORY_BYTES:
             self.images, *rest = [x.to(device) for x in tensors]
+            self._check_range(self.images)
             self.labels = rest[0] if rest else None
         else:
             self.loader = iter(DataLoader(data, batch_sampler=self._chosen_from(start), num_workers=config.workers,
@@ -44,6 +49,7 @@ class Batches:
             x, y = self.images[chosen], None if self.labels is None else self.labels[chosen]
         else:
             x, y = next(self.loader)
+            self._check_range(x)
         x = to_float(x.to(self.device, non_blocking=True))
         y = None if y is None else y.to(self.device, non_blocking=True)
         index = self.places[micro].to(self.device)
@@ -53,6 +59,15 @@ class Batches:
         if self.config.augment == "affine":
             x = affine(x, keyed.uniform(self.config.seed, step, index, 7, "augment"))
         return x, y
+
+    def _check_range(self, x: Tensor) -> None:
+        if self.data_range is not None and x.is_floating_point():
+            low, high = x.nan_to_num().aminmax()  # a NaN is for the training loop to skip and report
+            slack = 0.05 * (self.data_range[1] - self.data_range[0])
+            if low < self.data_range[0] - slack or high > self.data_range[1] + slack:
+                raise ValueError(f"data run from {low:.3g} to {high:.3g}; want uint8, or floats in [{self.data_range[0]:g}, "
+                                 f"{self.data_range[1]:g}]")
+        self.data_range = None  # once is enough
 
     def _chosen(self, step: int, micro: int) -> Tensor:
         """Indices into the data set [n]."""

@@ -22,12 +22,14 @@ class CheckpointError(ValueError):
 
 
 def _model_types() -> dict[str, type]:
-    from .encoder import SemanticEncoder
+    from .diffae import DiffAE
+    from .diffusers_dpm import DiffusersDPM
+    from .encoder import LabelEncoder, SemanticEncoder
     from .model import PDAE
     from .prediction import AsEpsilon
     from .unet import UNet
 
-    return {cls.__name__: cls for cls in (UNet, AsEpsilon, SemanticEncoder, PDAE)}
+    return {cls.__name__: cls for cls in (UNet, AsEpsilon, SemanticEncoder, LabelEncoder, PDAE, DiffAE, DiffusersDPM)}
 
 
 def describe(model: nn.Module) -> dict:
@@ -42,7 +44,7 @@ def build(description: dict) -> nn.Module:
     """The inverse of `describe`; weights are random."""
     types = _model_types()
     if description.get("type") not in types:
-        raise CheckpointError(f"model type {description.get('type')!r}; this version knows {', '.join(types)}")
+        raise ValueError(f"model type {description.get('type')!r}; this version knows {', '.join(types)}")
     return types[description["type"]].from_config(description["config"])
 
 
@@ -84,7 +86,7 @@ def write(path: str | os.PathLike, tensors: dict[str, Tensor], header: dict) -> 
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     text = json.dumps(header, sort_keys=True)
     # One metadata entry: safetensors orders several at random, and equal files should have equal bytes.
-    meta = {FORMAT: json.dumps({"header": text, "sha256": _digest(tensors, text)})}
+    meta = {FORMAT: json.dumps({"header": text, "sha256": tensors_digest(tensors, text)})}
     with atomic_path(path) as temporary:
         temporary.write_bytes(to_bytes(tensors, metadata=meta))
 
@@ -112,12 +114,13 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
         header, digest = meta["header"], meta["sha256"]
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: the header is damaged; copy or train it again") from None
-    if digest != _digest(tensors, header):
+    if digest != tensors_digest(tensors, header):
         raise CheckpointError(f"{path}: checksum mismatch, the file is damaged; copy or train it again")
     return tensors, json.loads(header)
 
 
-def _digest(tensors: dict[str, Tensor], header: str) -> str:
+def tensors_digest(tensors: dict[str, Tensor], header: str = "") -> str:
+    """SHA-256 of tensors (on the CPU), with their names and shapes, and of a text."""
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         t = tensors[name].contiguous()
@@ -126,9 +129,15 @@ def _digest(tensors: dict[str, Tensor], header: str) -> str:
     return digest.hexdigest()
 
 
+def _elsewhere(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the tensors that a file leaves out, because `build` brings them: a DPM that is kept by reference."""
+    return tuple(f"{name}." if name else "" for name, part in model.named_modules() if getattr(part, "weights_elsewhere", False))
+
+
 def save_model(path: str | os.PathLike, model: nn.Module, metadata: dict | None = None, dtype: torch.dtype | None = None) -> None:
     """One self-describing file. `dtype` torch.float16 halves it; `metadata` is any JSON-able provenance."""
-    tensors = model.state_dict()
+    outside = _elsewhere(model)
+    tensors = {k: v for k, v in model.state_dict().items() if not k.startswith(outside)}
     if dtype is not None:
         tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
     write(path, tensors, {"model": describe(model), "metadata": metadata or {}})
@@ -145,12 +154,16 @@ def load_model(path: str | os.PathLike, expect: type | None = None) -> nn.Module
         raise CheckpointError(f"{path}: holds a training state, not a model; the model is the *.safetensors beside the checkpoints folder")
     try:
         model = build(header["model"])
+    except CheckpointError as e:
+        raise CheckpointError(f"{path}: {e}") from None
     except (TypeError, KeyError, ValueError) as e:
         raise CheckpointError(f"{path}: made by another version of pdae_lite ({e}); use that version, or make the file anew") from None
     if expect is not None and not isinstance(model, expect):
         raise CheckpointError(f"{path}: holds a {type(model).__name__}; want a {expect.__name__}")
     try:
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+        outside = _elsewhere(model)
+        own = {k: v for k, v in model.state_dict().items() if k.startswith(outside)}
+        model.load_state_dict(own | {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except RuntimeError as e:
         raise CheckpointError(f"{path}: weights don't fit their own configuration ({str(e).splitlines()[-1].strip()})") from None
     model.metadata = header.get("metadata", {})

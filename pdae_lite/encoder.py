@@ -1,6 +1,7 @@
 """The semantic encoder E_φ: x_0 -> z. Simple on purpose: strided convolutions and one attention (Section 3.3)."""
 from dataclasses import asdict, dataclass
 
+import torch
 from torch import Tensor, nn
 
 from .blocks import AttentionBlock, check_images, group_norm
@@ -82,3 +83,29 @@ class SemanticEncoder(nn.Module):
     def from_config(cls, config: dict) -> "SemanticEncoder":
         """The inverse of `to_config`; weights are random."""
         return cls(EncoderConfig(**config))
+
+
+class LabelEncoder(nn.Module):
+    """Labels y int64 [N] in 0 … num_classes−1 to codes z [N, z_dim]: a PDAE with it is a class-conditional gradient estimator
+    G(x_t, y, t) (the truncation experiment, Fig. 9)."""
+
+    takes_labels = True
+
+    def __init__(self, num_classes: int, z_dim: int):
+        super().__init__()
+        self.num_classes, self.z_dim = num_classes, z_dim
+        self.embedding = nn.Embedding(num_classes, z_dim)
+
+    def forward(self, y: Tensor) -> Tensor:
+        if y.dtype != torch.int64 or y.ndim != 1:
+            raise ValueError(f"labels are {str(y.dtype).removeprefix('torch.')} {list(y.shape)}; want int64 [N]")
+        return self.embedding(y)
+
+    def to_config(self) -> dict:
+        """The configuration as JSON-able values."""
+        return {"num_classes": self.num_classes, "z_dim": self.z_dim}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "LabelEncoder":
+        """The inverse of `to_config`; weights are random."""
+        return cls(**config)

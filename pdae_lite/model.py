@@ -2,13 +2,13 @@
 import torch
 from torch import Tensor, nn
 
-from . import sampling
-from .blocks import check_images
+from .autoencoder import Autoencoder, check_sampler
+from .losses import pdae_loss
 from .schedule import NoiseSchedule
 
 # How G enters ε̂ = ε_θ − c_t G: the training form k_t, exact for DDPM steps (eq. 7), and the DDIM form (eq. 6).
 SHIFTS = {"ddpm": "shift_coefficient", "ddim": "sqrt_one_minus_alpha_bar"}
-SAMPLERS = {"ddim": (sampling.ddim, "ddim"), "ddpm": (sampling.ddpm, "ddpm"), "dpm_solver": (sampling.dpm_solver, "ddim")}
+SHIFT_OF_SAMPLER = {"ddim": "ddim", "ddpm": "ddpm", "dpm_solver": "ddim"}
 
 
 class ShiftedDenoiser:
@@ -36,13 +36,13 @@ class ShiftedDenoiser:
         return eps - scale.reshape(-1, *[1] * (eps.ndim - 1)) * coefficient * gradient
 
 
-class PDAE(nn.Module):
+class PDAE(Autoencoder):
     """A pre-trained DPM as an autoencoder.
 
     Args:
         dpm: the noise predictor, cut in two: `trunk(x_t, t)` and `head(features)`. It is frozen here, and stays in
             eval mode whatever `train()` says.
-        encoder: x_0 [N, C, H, W] -> z [N, z_dim], with a `z_dim`; or an embedding of labels.
+        encoder: x_0 [N, C, H, W] -> z [N, z_dim], with a `z_dim`; or a `LabelEncoder`, for a class-conditional G.
         schedule: the DPM's noise schedule.
         estimator: features, z -> G [N, C, H, W]; None: a fresh one on the DPM's trunk (output zero).
         precondition: None: the estimator's output is G, as in the paper. "v": G = √SNR(t) · output, so that the
@@ -59,6 +59,8 @@ class PDAE(nn.Module):
         self.estimator = dpm.gradient_estimator(encoder.z_dim) if estimator is None else estimator
         self.precondition = precondition
 
+    default_weight = "pdae"
+
     def train(self, mode: bool = True) -> "PDAE":
         """Train mode for encoder and estimator; the DPM stays in eval mode."""
         super().train(mode)
@@ -70,19 +72,13 @@ class PDAE(nn.Module):
         return nn.ModuleDict({"encoder": self.encoder, "estimator": self.estimator})
 
     @property
-    def z_dim(self) -> int:
-        """Width of z."""
-        return self.encoder.z_dim
+    def network(self) -> nn.Module:
+        """The frozen DPM."""
+        return self.dpm
 
-    @property
-    def data_range(self) -> tuple[float, float] | None:
-        """Range of the data, the DPM's own; None: free."""
-        return getattr(self.dpm, "data_range", (-1.0, 1.0))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
+    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None, schedule: NoiseSchedule, weight) -> Tensor:
+        """What `train` minimises: `losses.pdae_loss`. `schedule` is the model's own, whatever is given."""
+        return pdae_loss(self, x_0, t, eps, weight, self.training_codes(x_0, y))
 
     # ---- the parts ------------------------------------------------------------------------------------------------
 
@@ -112,13 +108,6 @@ class PDAE(nn.Module):
 
     # ---- an autoencoder -------------------------------------------------------------------------------------------
 
-    def encode(self, x_0: Tensor) -> Tensor:
-        """z [N, z_dim] of clean images x_0 [N, C, H, W] in the DPM's data range; or of int64 labels [N], for an encoder
-        that embeds labels."""
-        if not (torch.is_tensor(x_0) and x_0.dtype == torch.int64 and x_0.ndim == 1):
-            self._check_images(x_0, "x_0")
-        return self.encoder(x_0)
-
     def denoiser(self, z: Tensor, scale: float | Tensor = 1.0, off_last: float = 0.0, shift: str = "ddim") -> ShiftedDenoiser:
         """The noise predictor ε̂ = ε_θ − scale · c_t G(x_t, z, t).
 
@@ -143,17 +132,9 @@ class PDAE(nn.Module):
             scale, off_last: see `denoiser`.
             options: passed to the sampler (`eta`, `clip`, `grid`, `progress`, `callback`).
         """
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler {sampler!r}; want one of {', '.join(SAMPLERS)}")
-        run, own_shift = SAMPLERS[sampler]
-        if x_T is None:
-            x_T = self.noise(len(z), generator)
-        if len(z) not in (1, len(x_T)):
-            raise ValueError(f"z holds {len(z)} codes for {len(x_T)} noises x_T; want one each, or one for all")
-        denoiser = self.denoiser(z, scale, off_last, own_shift if shift is None else shift)
-        if sampler != "dpm_solver":  # which draws nothing
-            options["generator"] = generator
-        return run(denoiser, x_T, self.schedule, steps, **options)
+        check_sampler(sampler)
+        denoiser = self.denoiser(z, scale, off_last, SHIFT_OF_SAMPLER[sampler] if shift is None else shift)
+        return super().decode(z, x_T, steps, sampler, generator, denoiser, **options)
 
     @torch.no_grad()
     def invert(self, x_0: Tensor, z: Tensor | None = None, steps: int = 100, shift: str = "ddim", **options) -> Tensor:
@@ -161,32 +142,10 @@ class PDAE(nn.Module):
 
         `options` go to `sampling.invert` (`fixed_point`, `grid`, `clip`, `progress`, `callback`).
         """
-        self._check_images(x_0, "x_0")
         z = self.encode(x_0) if z is None else z
-        return sampling.invert(self.denoiser(z, shift=shift), x_0, self.schedule, steps, **options)
-
-    def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Gaussian x_T [n, C, H, W] of the DPM's image size, drawn on the generator's device (so that a seed gives
-        the same noise everywhere) and moved to the model's."""
-        config = self.dpm.config
-        shape = (n, config.in_channels, config.image_size, config.image_size)
-        source = generator.device if generator is not None else self.device
-        return torch.randn(shape, device=source, generator=generator).to(next(self.parameters()))
+        return super().invert(x_0, z, steps, self.denoiser(z, shift=shift), **options)
 
     # ---- files ----------------------------------------------------------------------------------------------------
-
-    def save(self, path, **metadata) -> None:
-        """Write one self-describing safetensors file: weights, configuration, schedule. Never pickle."""
-        from .checkpoint import save_model
-
-        save_model(path, self, metadata)
-
-    @classmethod
-    def load(cls, path, device="cpu") -> "PDAE":
-        """Read a file written by `save`."""
-        from .checkpoint import load_model
-
-        return load_model(path, expect=cls).to(device)
 
     def to_config(self) -> dict:
         """The configuration as JSON-able values."""
@@ -202,8 +161,3 @@ class PDAE(nn.Module):
 
         return cls(build(config["dpm"]), build(config["encoder"]), NoiseSchedule.from_config(config["schedule"]),
                    precondition=config["precondition"])
-
-    # ---- checks ---------------------------------------------------------------------------------------------------
-
-    def _check_images(self, x: Tensor, name: str) -> None:
-        check_images(x, self.dpm.config.in_channels, 1, name, self.data_range)

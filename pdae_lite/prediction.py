@@ -1,6 +1,7 @@
 """Other prediction types as noise predictors: v (Salimans & Ho 2022) and x_0. Everything else in the library sees ε."""
 from torch import Tensor, nn
 
+from .losses import dpm_loss
 from .schedule import NoiseSchedule
 
 PREDICTIONS = ("epsilon", "v", "x_0")
@@ -21,7 +22,21 @@ def to_epsilon(output: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, 
     raise ValueError(f"prediction {prediction!r}; want one of {', '.join(PREDICTIONS)}")
 
 
-class AsEpsilon(nn.Module):
+class NoisePredictor(nn.Module):
+    """A DPM: ε_θ(x_t, t) is `head(trunk(x_t, t))`. Some take a condition, as one more argument of the trunk."""
+
+    default_weight = "simple"
+
+    def forward(self, x_t: Tensor, t: Tensor, *condition) -> Tensor:
+        return self.head(self.trunk(x_t, t, *condition))
+
+    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None, schedule: NoiseSchedule, weight) -> Tensor:
+        """What `train` minimises: `losses.dpm_loss`, with the labels if the network is class-conditional."""
+        conditional = getattr(self.config, "num_classes", None) is not None
+        return dpm_loss(self, x_0, t, eps, schedule, weight, y if conditional else None)
+
+
+class AsEpsilon(NoisePredictor):
     """A DPM that predicts v or x_0, as a DPM that predicts ε: same trunk, and a head that converts.
 
     A network that predicts v is right about ε for free where t is large: its error enters ε times √ᾱ_t.
@@ -50,9 +65,6 @@ class AsEpsilon(nn.Module):
     def head(self, features) -> Tensor:
         """ε [N, C, H, W] from features."""
         return to_epsilon(self.model.head(features), features.x_t, features.t, self.schedule, self.prediction)
-
-    def forward(self, x_t: Tensor, t: Tensor, *condition) -> Tensor:
-        return self.head(self.trunk(x_t, t, *condition))
 
     def gradient_estimator(self, z_dim: int) -> nn.Module:
         """A fresh gradient estimator on the wrapped network's trunk."""

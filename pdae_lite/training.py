@@ -19,8 +19,6 @@ from tqdm.auto import tqdm
 from . import keyed
 from .batches import Batches
 from .checkpoint import describe, save_model, write_text
-from .losses import dpm_loss, pdae_loss
-from .model import PDAE
 from .progress import progress_bar
 from .run_state import RunState, TrainingError, frozen_digest, guard
 from .schedule import NoiseSchedule
@@ -90,13 +88,9 @@ class Objective(nn.Module):
 
 
 def default_loss(model: nn.Module, schedule: NoiseSchedule, config: TrainConfig) -> Callable:
-    """The loss that goes with a model: `pdae_loss` for a PDAE, `dpm_loss` for a noise predictor."""
-    name = config.weight or ("pdae" if isinstance(model, PDAE) else "simple")
-    weight = schedule.loss_weight(name, config.gamma)
-    if isinstance(model, PDAE):
-        return lambda m, x_0, t, eps, y: pdae_loss(m, x_0, t, eps, weight)
-    conditional = getattr(model.config, "num_classes", None) is not None
-    return lambda m, x_0, t, eps, y: dpm_loss(m, x_0, t, eps, schedule, weight, y if conditional else None)
+    """The model's own `training_loss` with the weight that the config names, or the model's `default_weight`."""
+    weight = schedule.loss_weight(config.weight or model.default_weight, config.gamma)
+    return lambda m, x_0, t, eps, y: m.training_loss(x_0, t, eps, y, schedule, weight)
 
 
 def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule: NoiseSchedule | None = None,
@@ -105,7 +99,8 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
     """Train a model in place; at the end it holds its EMA weights.
 
     Args:
-        model: a `PDAE` (its DPM stays frozen), or a noise predictor such as `UNet`.
+        model: anything with a `training_loss` and a `default_weight`: a `PDAE` (its DPM stays frozen), a noise predictor
+            such as `UNet`, a `DiffAE`, a `LatentDPM`, a `NoisyClassifier`.
         data: a data set of images, or of (image, label); uint8, or float in the model's range.
         config: a `TrainConfig`; `overrides` replace its fields by name, so ``train(pdae, data, steps=500)`` works.
         schedule: the noise schedule; a PDAE brings its own.
@@ -154,7 +149,7 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
     writer = _tensorboard(out) if config.tensorboard and out is not None and accelerator.is_main_process else None
     places = [torch.arange(micro) + (m * world + rank) * micro for m in range(config.accumulate)]  # of samples in the batch
-    batches = Batches(data, config, device, places, start=step)
+    batches = Batches(data, config, device, places, step, getattr(model, "data_range", (-1.0, 1.0)))
 
     total, skipped, in_a_row, worst = (torch.zeros((), device=device) for _ in range(4))
     clock, since = time.perf_counter(), step

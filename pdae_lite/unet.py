@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import AttentionBlock, Downsample, ResBlock, Stage, Upsample, check_images, group_norm, timestep_embedding, zeroed
+from .prediction import NoisePredictor
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class UNetConfig:
     feature map (guided-diffusion's `attention_resolutions`): 4 means 16×16 for a 64×64 image with `patch_size` 1.
     `head_channels` fixes the width of an attention head and overrides `num_heads`. `patch_size` p works on p×p
     pixels at once (pixel-unshuffle in, shuffle and one small convolution out): p² fewer positions, for small machines.
-    `learn_variance` networks predict 2C channels; the first C are the noise. `data_range` None: latents, free.
+    `learn_variance` networks predict 2C channels; the first C are the noise. `num_classes`: conditional on a label.
+    `z_dim`: conditional on a code, by AdaGN in every residual block (Diff-AE). `data_range` None: latents, free.
     """
 
     image_size: int = 64
@@ -43,6 +45,7 @@ class UNetConfig:
     learn_variance: bool = False
     patch_size: int = 1
     num_classes: int | None = None
+    z_dim: int | None = None
     data_range: tuple[float, float] | None = (-1.0, 1.0)
 
     def __post_init__(self):
@@ -53,6 +56,8 @@ class UNetConfig:
         if self.image_size % self.size_multiple:
             raise ValueError(f"image_size={self.image_size}; want a multiple of {self.size_multiple} "
                              f"({len(self.channel_mult)} levels, patch_size {self.patch_size})")
+        if self.num_classes is not None and self.z_dim is not None:
+            raise ValueError(f"num_classes={self.num_classes} and z_dim={self.z_dim}; want one condition at most")
 
     @property
     def size_multiple(self) -> int:
@@ -78,6 +83,7 @@ class Features(NamedTuple):
     emb: Tensor  # [N, embedding_channels], time (and class) embedding
     h: Tensor  # features at the lowest resolution
     skips: tuple[Tensor, ...]  # one for each input block
+    emb_z: Tensor | None = None  # [N, embedding_channels], embedding of the code that the trunk was given
 
 
 # ---- the three parts, built alike for the U-Net and for the estimator -----------------------------------------
@@ -92,7 +98,7 @@ def _attention(config: UNetConfig, channels: int) -> AttentionBlock:
     return AttentionBlock(channels, config.num_heads, config.head_channels, config.new_attention_order)
 
 
-def _input_blocks(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
+def _input_blocks(config: UNetConfig, z: bool = False) -> tuple[nn.ModuleList, list[int]]:
     """Input blocks and the channels of each one's output (the skips)."""
     channels = int(config.base_channels * config.channel_mult[0])
     blocks = [Stage(nn.Conv2d(config.in_channels * config.patch_size**2, channels, 3, padding=1))]
@@ -100,14 +106,15 @@ def _input_blocks(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     for level, mult in enumerate(config.channel_mult):
         for _ in range(config.num_res_blocks):
             width = int(config.base_channels * mult)  # ADM's 512×512 network has a multiplier of 0.5
-            layers = [_res(config, channels, width)]
+            layers = [_res(config, channels, width, z=z)]
             channels = width
             if factor in config.attention_downsampling:
                 layers.append(_attention(config, channels))
             blocks.append(Stage(*layers))
             skips.append(channels)
         if level < len(config.channel_mult) - 1:
-            down = _res(config, channels, channels, "down") if config.resblock_updown else Downsample(channels, config.conv_resample)
+            down = (_res(config, channels, channels, "down", z=z) if config.resblock_updown
+                    else Downsample(channels, config.conv_resample))
             blocks.append(Stage(down))
             skips.append(channels)
             factor *= 2
@@ -155,11 +162,11 @@ def _run_head(features: Features, middle: Stage, outputs: nn.ModuleList, out: nn
     return out(h)
 
 
-class UNet(nn.Module):
+class UNet(NoisePredictor):
     """A noise predictor ε_θ(x_t, t). `unet(x_t, t)` is `unet.head(unet.trunk(x_t, t))`.
 
-    Args of the call: x_t [N, C, H, W]; t int64 [N]; y int64 [N], the class, for networks with `num_classes`.
-    Returns ε [N, C, H, W].
+    Args of the call: x_t [N, C, H, W]; t int64 [N]; and a condition, for networks that have one: labels y int64 [N] with
+    `num_classes`, codes z float [N, z_dim] (or [1, z_dim] for all) with `z_dim`. Returns ε [N, C, H, W].
     """
 
     def __init__(self, config: UNetConfig):
@@ -169,9 +176,12 @@ class UNet(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(base, width), nn.SiLU(), nn.Linear(width, width))
         if config.num_classes is not None:
             self.label_emb = nn.Embedding(config.num_classes, width)
-        self.input_blocks, self._skips = _input_blocks(config)
-        self.middle_block = _middle_block(config)
-        self.output_blocks = _output_blocks(config, self._skips)
+        coded = config.z_dim is not None
+        if coded:
+            self.z_emb = nn.Linear(config.z_dim, width)
+        self.input_blocks, skips = _input_blocks(config, coded)
+        self.middle_block = _middle_block(config, coded)
+        self.output_blocks = _output_blocks(config, skips, coded)
         self.out = _out(config, config.out_channels)
 
     @property
@@ -179,32 +189,37 @@ class UNet(nn.Module):
         """Range of the data that it was trained on; None: free."""
         return self.config.data_range
 
-    def trunk(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Features:
+    def trunk(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Features:
         """Time embedding and input blocks: all of the network that a gradient estimator shares."""
         check_images(x_t, self.config.in_channels, self.config.size_multiple, "x_t")
-        if (y is None) != (self.config.num_classes is None):
-            raise ValueError(f"y={'missing' if y is None else 'given'}, but num_classes={self.config.num_classes}")
+        self._check_condition(condition)
         emb = self.time_embed(timestep_embedding(t, self.config.base_channels).to(self.time_embed[0].weight.dtype))
-        if y is not None:
-            emb = emb + self.label_emb(y)
+        if self.config.num_classes is not None:
+            emb = emb + self.label_emb(condition)
+        emb_z = None if self.config.z_dim is None else self.z_emb(condition.to(self.z_emb.weight.dtype))
         # Computed in the weights' precision; heads give back x_t's.
         h, skips = F.pixel_unshuffle(x_t.to(self.time_embed[0].weight.dtype), self.config.patch_size), []
         for block in self.input_blocks:
-            h = block(h, emb)
+            h = block(h, emb, emb_z)
             skips.append(h)
-        return Features(x_t, t, emb, h, tuple(skips))
+        return Features(x_t, t, emb, h, tuple(skips), emb_z)
 
     def head(self, features: Features) -> Tensor:
         """Features to ε [N, C, H, W]; a learned variance is dropped."""
-        out = _run_head(features, self.middle_block, self.output_blocks, self.out)
+        out = _run_head(features, self.middle_block, self.output_blocks, self.out, features.emb_z)
         return out[:, : self.config.in_channels].to(features.x_t.dtype)
-
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.head(self.trunk(x_t, t, y))
 
     def gradient_estimator(self, z_dim: int) -> "GradientEstimator":
         """A fresh gradient estimator on this network's trunk."""
         return GradientEstimator(self.config, z_dim)
+
+    def _check_condition(self, condition: Tensor | None) -> None:
+        num_classes, z_dim = self.config.num_classes, self.config.z_dim
+        if z_dim is not None:
+            if condition is None or not condition.is_floating_point() or condition.ndim != 2 or condition.shape[1] != z_dim:
+                raise ValueError(f"z is {_brief(condition)}; want float [N, {z_dim}]")
+        elif (condition is None) != (num_classes is None):
+            raise ValueError(f"y={'missing' if condition is None else 'given'}, but num_classes={num_classes}")
 
     def to_config(self) -> dict:
         """The configuration as JSON-able values."""
@@ -243,3 +258,7 @@ class GradientEstimator(nn.Module):
 def _input_blocks_channels(config: UNetConfig) -> list[int]:
     with torch.device("meta"):  # shapes only: no memory, no random numbers drawn
         return _input_blocks(config)[1]
+
+
+def _brief(x: Tensor | None) -> str:
+    return "missing" if x is None else f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
