@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .checkpoint import CheckpointError, read, write
+from .checkpoint import CheckpointError, build, describe, read, write
 
 
 class TrainingError(RuntimeError):
@@ -33,6 +33,15 @@ def frozen_digest(model: nn.Module) -> str:
             digest.update(name.encode())
             digest.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _renewed(description: dict | None) -> dict | None:
+    """A model's description by an older version, as this one would write it: with the fields that have come since."""
+    try:
+        with torch.device("meta"):
+            return json.loads(json.dumps(describe(build(description))))
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return description
 
 
 class RunState:
@@ -96,8 +105,11 @@ class RunState:
         return 0, []
 
     def _check(self, path: Path, header: dict) -> None:
+        before = header.get("run", {})
+        if before.get("model") != self.run.get("model"):
+            before = before | {"model": _renewed(before.get("model"))}
         for name, value in self.run.items():
-            if header.get("run", {}).get(name) != value:
+            if before.get(name) != value:
                 what = {"frozen": "frozen DPM", "images": "data set"}.get(name, name)
                 raise TrainingError(f"{path.parent.parent} holds a run with another {what}; choose another --out")
         before = header["config"]

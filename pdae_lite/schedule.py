@@ -38,7 +38,7 @@ class NoiseSchedule:
         if alpha_bar[-1] < 1e-10:
             raise ValueError(f"zero-terminal-SNR schedule (last alpha_bar = {alpha_bar[-1]:.1e}): noise prediction is "
                              "undefined there; rescale beta so that the last alpha_bar stays above 1e-10")
-        alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        alpha_bar_prev = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
         alpha = 1 - beta
         # 1 − ᾱ by recursion, 1 − ᾱ_t = β_t + α_t (1 − ᾱ_{t−1}): no cancellation where ᾱ is close to 1.
         one_minus = torch.empty_like(beta)
@@ -46,7 +46,7 @@ class NoiseSchedule:
         for i, (a, b) in enumerate(zip(alpha.tolist(), beta.tolist())):
             previous = b + a * previous
             one_minus[i] = previous
-        one_minus_prev = torch.cat([torch.zeros(1, dtype=torch.float64), one_minus[:-1]])
+        one_minus_prev = torch.cat([one_minus.new_zeros(1), one_minus[:-1]])
         self._tables = {
             "beta": beta,
             "alpha": alpha,
@@ -73,13 +73,13 @@ class NoiseSchedule:
     @classmethod
     def linear(cls, T: int = 1000, start: float = 1e-4, end: float = 0.02) -> "NoiseSchedule":
         """β_t from `start` to `end` in equal steps (DDPM; the paper's schedule)."""
-        return cls(torch.linspace(start, end, _positive("T", T), dtype=torch.float64),
+        return cls(torch.linspace(start, end, _positive("T", T), dtype=torch.float64, device="cpu"),
                    {"name": "linear", "T": T, "start": start, "end": end})
 
     @classmethod
     def cosine(cls, T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> "NoiseSchedule":
         """ᾱ_t ∝ cos²((t/T + s)/(1 + s) · π/2), β ≤ `max_beta` (Nichol & Dhariwal 2021, eq. 17)."""
-        u = torch.linspace(0, 1, _positive("T", T) + 1, dtype=torch.float64)
+        u = torch.linspace(0, 1, _positive("T", T) + 1, dtype=torch.float64, device="cpu")
         f = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
         return cls((1 - f[1:] / f[:-1]).clamp(max=max_beta),
                    {"name": "cosine", "T": T, "offset": offset, "max_beta": max_beta})
@@ -87,7 +87,7 @@ class NoiseSchedule:
     @classmethod
     def constant(cls, beta: float = 0.008, T: int = 1000) -> "NoiseSchedule":
         """The same β at every t (the paper's latent DPM: β = 0.008)."""
-        return cls(torch.full((_positive("T", T),), float(beta), dtype=torch.float64),
+        return cls(torch.full((_positive("T", T),), float(beta), dtype=torch.float64, device="cpu"),
                    {"name": "constant", "beta": beta, "T": T})
 
     @classmethod
