@@ -85,8 +85,10 @@ class Autoencoder(nn.Module):
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Gaussian x_T [n, C, H, W] of the network's image size, drawn on the generator's device (so that a seed gives
         the same noise everywhere) and moved to the model's."""
-        config = self.network.config
-        shape = (n, config.in_channels, config.image_size, config.image_size)
+        size = self.network.config.image_size
+        if size is None:
+            raise ValueError("the noise predictor doesn't say the size of its images; give x_T")
+        shape = (n, self.network.config.in_channels, *((size, size) if isinstance(size, int) else size))
         source = generator.device if generator is not None else self.device
         return torch.randn(shape, device=source, generator=generator).to(next(self.parameters()))
 

@@ -66,9 +66,9 @@ class AsEpsilon(NoisePredictor):
         """ε [N, C, H, W] from features."""
         return to_epsilon(self.model.head(features), features.x_t, features.t, self.schedule, self.prediction)
 
-    def gradient_estimator(self, z_dim: int) -> nn.Module:
-        """A fresh gradient estimator on the wrapped network's trunk."""
-        return self.model.gradient_estimator(z_dim)
+    def gradient_estimator(self, z_dim: int, **options) -> nn.Module:
+        """A fresh gradient estimator on the wrapped network's trunk, with its own `options`."""
+        return self.model.gradient_estimator(z_dim, **options)
 
     def to_config(self) -> dict:
         """The configuration as JSON-able values."""

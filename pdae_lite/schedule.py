@@ -150,9 +150,11 @@ class NoiseSchedule:
 
     def check_t(self, t: Tensor) -> None:
         """Raise a ValueError unless t is an integer tensor in 0 … T−1 (values are read on the CPU only: reading them
-        would make a GPU wait)."""
+        would make a GPU wait, or break a compiled graph)."""
         if not torch.is_tensor(t) or t.is_floating_point():
             raise ValueError(f"t is {getattr(t, 'dtype', type(t).__name__)}; want int64 [N]")
+        if torch.compiler.is_compiling():
+            return
         if t.device.type == "cpu" and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < self.T:
             raise ValueError(f"t runs from {int(t.min())} to {int(t.max())}; want 0 … {self.T - 1}")
 
