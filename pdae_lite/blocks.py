@@ -151,3 +151,15 @@ def check_images(x: Tensor, channels: int, multiple: int, name: str = "images", 
         slack = 1e-3 * (data_range[1] - data_range[0])
         if low < data_range[0] - slack or high > data_range[1] + slack:
             raise ValueError(f"{name} runs from {low:.3g} to {high:.3g}; want values in [{data_range[0]:g}, {data_range[1]:g}]")
+
+
+def check_labels(y: Tensor, num_classes: int | None = None, n: int | None = None) -> None:
+    """Raise a one-line ValueError unless y is int64 [n] in 0 … num_classes−1; None: unknown. Values are read on the CPU only:
+    reading them would make a GPU wait."""
+    want = f"want int64 [{'N' if n is None else n}]"
+    if not torch.is_tensor(y):
+        raise ValueError(f"y is {type(y).__name__}; {want}")
+    if y.dtype != torch.int64 or y.ndim != 1 or n not in (None, len(y)):
+        raise ValueError(f"y is {str(y.dtype).removeprefix('torch.')} {list(y.shape)}; {want}")
+    if num_classes is not None and y.device.type == "cpu" and len(y) and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
+        raise ValueError(f"y runs from {int(y.min())} to {int(y.max())}; want 0 … {num_classes - 1}")

@@ -22,6 +22,7 @@ class CheckpointError(ValueError):
 
 
 def _model_types() -> dict[str, type]:
+    from .classifier import NoisyClassifier
     from .diffae import DiffAE
     from .diffusers_dpm import DiffusersDPM
     from .encoder import LabelEncoder, SemanticEncoder
@@ -29,7 +30,7 @@ def _model_types() -> dict[str, type]:
     from .prediction import AsEpsilon
     from .unet import UNet
 
-    return {cls.__name__: cls for cls in (UNet, AsEpsilon, SemanticEncoder, LabelEncoder, PDAE, DiffAE, DiffusersDPM)}
+    return {cls.__name__: cls for cls in (UNet, AsEpsilon, SemanticEncoder, LabelEncoder, PDAE, DiffAE, NoisyClassifier, DiffusersDPM)}
 
 
 def describe(model: nn.Module) -> dict:

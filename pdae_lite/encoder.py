@@ -1,10 +1,9 @@
 """The semantic encoder E_φ: x_0 -> z. Simple on purpose: strided convolutions and one attention (Section 3.3)."""
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import Tensor, nn
 
-from .blocks import AttentionBlock, check_images, group_norm
+from .blocks import AttentionBlock, check_images, check_labels, group_norm
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,7 @@ class LabelEncoder(nn.Module):
         self.embedding = nn.Embedding(num_classes, z_dim)
 
     def forward(self, y: Tensor) -> Tensor:
-        if y.dtype != torch.int64 or y.ndim != 1:
-            raise ValueError(f"labels are {str(y.dtype).removeprefix('torch.')} {list(y.shape)}; want int64 [N]")
+        check_labels(y, self.num_classes)
         return self.embedding(y)
 
     def to_config(self) -> dict:

@@ -1,5 +1,20 @@
-"""Ways to make a denoiser from another one: every experiment is one of them, and samplers know no other."""
+"""Ways to make a denoiser from another one: every experiment is one of them, and samplers know no other.
+
+    PDAE.denoiser   shifted by z, at any scale: a number, one a sample, a function of t    eq. (7), Fig. 9
+    guided          shifted by the gradient of a classifier                                eq. (5), (6)
+    staged          one denoiser in a stretch of t, another one outside                    Fig. 3
+    mixed           shifted by a mix of two z                                              Fig. 7
+"""
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
+
+from .blocks import check_labels
+from .classifier import classifier_gradient
+from .model import PDAE, SHIFTS, Scale, ShiftedDenoiser, scale_at
+from .sampling import Denoiser, clip_range
+from .schedule import NoiseSchedule, expand
 
 
 class ConditionedDenoiser:
@@ -11,3 +26,124 @@ class ConditionedDenoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         return self.network(x_t, t, self.condition)
+
+
+class _Made:
+    """A function (x_t, t) -> ε, with the data range of the denoiser that it is made from."""
+
+    def __init__(self, eps: Denoiser, origin: Denoiser):
+        self.eps, self.data_range = eps, clip_range(origin, True)
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.eps(x_t, t)
+
+
+def guided(denoiser: Denoiser, classifier: Callable[[Tensor, Tensor], Tensor], y: Tensor, schedule: NoiseSchedule,
+           scale: Scale = 1.0, shift: str = "ddim") -> Denoiser:
+    """Classifier guidance (Dhariwal & Nichol 2021): ε̂ = ε − scale · c_t ∇ log p(y | x_t).
+
+    For the true ∇ log p, c_t = √(1−ᾱ_t) makes the ideal denoiser the ideal class-conditional one, in DDIM and DDPM steps
+    alike. The shift β̃_t ∇ log p of DDPM's mean in eq. (5) is k_t/√(1−ᾱ_t) of that: less than 1 where a step is large for the
+    noise it starts from, that is at small t.
+
+    Args:
+        denoiser: the noise predictor to guide; not necessarily a plain DPM.
+        classifier: (x_t, t) -> logits or log-probabilities [N, K] of noisy images: a `NoisyClassifier`, or any function
+            that autograd can follow, each sample on its own.
+        y: the classes to draw, int64 [N], or [1] for all.
+        schedule: the denoiser's.
+        scale: multiplies the shift: a number, [N], or a function of t that gives one of them (see `PDAE.denoiser`). Where it
+            is 0 for all, the classifier isn't run.
+        shift: "ddim", c_t = √(1−ᾱ_t), eq. (6); "ddpm", c_t = k_t, with which the mean of DDPM steps is that of eq. (5).
+
+    Raises:
+        ValueError: labels of another type, or out of range; a classifier made for another schedule.
+    """
+    if shift not in SHIFTS:
+        raise ValueError(f"shift {shift!r}; want one of {', '.join(SHIFTS)}")
+    if getattr(classifier, "schedule", schedule) != schedule:
+        raise ValueError(f"the classifier is for {classifier.schedule}; want the denoiser's schedule, {schedule}")
+    check_labels(y.cpu() if torch.is_tensor(y) else y, getattr(classifier, "num_classes", None))
+
+    def eps_hat(x_t: Tensor, t: Tensor) -> Tensor:
+        eps = denoiser(x_t, t)
+        scales = scale_at(scale, t, eps)
+        if not bool(scales.any()):
+            return eps
+        gradient = classifier_gradient(classifier, x_t, t, y.expand(len(x_t)) if len(y) == 1 else y).to(eps.dtype)
+        return eps - expand(scales, eps) * schedule.at(SHIFTS[shift], t, eps) * gradient
+
+    return _Made(eps_hat, denoiser)
+
+
+def staged(inside: Denoiser, outside: Denoiser, start: int, stop: int) -> Denoiser:
+    """`inside` in the stage start ≤ t < stop, `outside` elsewhere, each run only where it is used (Fig. 3: guidance in the
+    early, the critical or the late stage alone). start = stop is the empty stage.
+
+    Raises:
+        ValueError: start < 0, start > stop, or denoisers for data of different ranges.
+    """
+    if not 0 <= start <= stop:
+        raise ValueError(f"stage from {start} to {stop}; want 0 <= start <= stop")
+    if clip_range(inside, True) != clip_range(outside, True):
+        raise ValueError(f"inside is for data in {clip_range(inside, True)}, outside for {clip_range(outside, True)}; want the same")
+
+    def eps_hat(x_t: Tensor, t: Tensor) -> Tensor:
+        here = (t >= start) & (t < stop)
+        if bool(here.all()):
+            return inside(x_t, t)
+        if not bool(here.any()):
+            return outside(x_t, t)
+        return torch.where(expand(here, x_t), inside(x_t, t), outside(x_t, t))
+
+    return _Made(eps_hat, outside)
+
+
+def mixed(pdae: PDAE, z_a: Tensor, z_b: Tensor, weight: float | Tensor, how: str = "z", shift: str = "ddim", scale: Scale = 1.0,
+          off_last: float = 0.0) -> ShiftedDenoiser:
+    """Shifted by a mix of two codes (Fig. 7). Each step evaluates trunk, ε_θ and G once, G on a batch of 2N for "gradient".
+
+    Args:
+        z_a, z_b: [N, z_dim], or [1, z_dim] for all: the codes at weight 0 and at weight 1.
+        weight: a number or [N].
+        how: "z", G at (1−w) z_a + w z_b; "gradient", (1−w) G(z_a) + w G(z_b). They agree as far as G is linear in z.
+        shift, scale, off_last: see `PDAE.denoiser`.
+
+    Raises:
+        ValueError: codes of different shapes, or as many weights as there aren't codes.
+    """
+    if how not in ("z", "gradient"):
+        raise ValueError(f"how {how!r}; want 'z' or 'gradient'")
+    if z_a.ndim != 2 or z_a.shape != z_b.shape:
+        raise ValueError(f"z_a has shape {list(z_a.shape)}, z_b {list(z_b.shape)}; want [N, {pdae.z_dim}] for both")
+    w = torch.as_tensor(weight, dtype=z_a.dtype, device=z_a.device).reshape(-1)
+    if len(w) != 1 and len(z_a) not in (1, len(w)):
+        raise ValueError(f"weight has {len(w)} values for {len(z_a)} pairs of codes; want a number or [N]")
+    n = max(len(z_a), len(w))
+    z_a, z_b, w = z_a.expand(n, -1), z_b.expand(n, -1), w.expand(n)
+    if how == "z":
+        return ShiftedDenoiser(pdae, torch.lerp(z_a, z_b, w[:, None]), scale, off_last, shift)
+    return _MixedGradients(pdae, z_a, z_b, w, scale, off_last, shift)
+
+
+class _MixedGradients(ShiftedDenoiser):
+    """ε̂(x_t, t) = ε_θ − scale · c_t [(1−w) G(x_t, z_a, t) + w G(x_t, z_b, t)]."""
+
+    def __init__(self, pdae: PDAE, z_a: Tensor, z_b: Tensor, weight: Tensor, *options):
+        super().__init__(pdae, z_a, *options)
+        self.z_b, self.weight = z_b, weight
+
+    def gradient(self, features, n: int) -> Tensor:
+        z = torch.cat([self.z.expand(n, -1), self.z_b.expand(n, -1)])
+        a, b = self.pdae.gradient(_twice(features), z).split(n)
+        return torch.lerp(a, b, expand(self.weight.to(a), a))
+
+
+def _twice(features):
+    """A trunk's features with the batch repeated."""
+    if torch.is_tensor(features):
+        return torch.cat([features, features])
+    if isinstance(features, tuple):
+        parts = [_twice(part) for part in features]
+        return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)
+    return features

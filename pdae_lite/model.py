@@ -1,20 +1,32 @@
 """PDAE: a frozen DPM, a semantic encoder and a gradient estimator (Section 3)."""
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, check_sampler
 from .losses import pdae_loss
-from .schedule import NoiseSchedule
+from .schedule import NoiseSchedule, expand
 
 # How G enters ε̂ = ε_θ − c_t G: the training form k_t, exact for DDPM steps (eq. 7), and the DDIM form (eq. 6).
 SHIFTS = {"ddpm": "shift_coefficient", "ddim": "sqrt_one_minus_alpha_bar"}
 SHIFT_OF_SAMPLER = {"ddim": "ddim", "ddpm": "ddpm", "dpm_solver": "ddim"}
 
+Scale = float | Tensor | Callable[[Tensor], Tensor]  # a number, [N], or a function of t [N] that gives one of them
+
+
+def scale_at(scale: Scale, t: Tensor, like: Tensor) -> Tensor:
+    """The scale of a shift at t [N]: [N] or [1], in the dtype and on the device of `like` [N, …]."""
+    value = torch.as_tensor(scale(t) if callable(scale) else scale, dtype=like.dtype, device=like.device).reshape(-1)
+    if len(value) not in (1, len(like)):
+        raise ValueError(f"scale has {len(value)} values for {len(like)} images; want a number or [N]")
+    return value
+
 
 class ShiftedDenoiser:
     """ε̂(x_t, t) = ε_θ − scale · c_t G(x_t, z, t): a noise predictor like any other. Made by `PDAE.denoiser`."""
 
-    def __init__(self, pdae: "PDAE", z: Tensor, scale: float | Tensor = 1.0, off_last: float = 0.0, shift: str = "ddim"):
+    def __init__(self, pdae: "PDAE", z: Tensor, scale: Scale = 1.0, off_last: float = 0.0, shift: str = "ddim"):
         if shift not in SHIFTS:
             raise ValueError(f"shift {shift!r}; want one of {', '.join(SHIFTS)}")
         if not 0.0 <= off_last <= 1.0:
@@ -25,15 +37,18 @@ class ShiftedDenoiser:
         self.shift = shift
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        if len(self.z) not in (1, len(x_t)):
+            raise ValueError(f"z holds {len(self.z)} codes for {len(x_t)} images; want one each, or one for all")
         features = self.pdae.features(x_t, t)
         eps = self.pdae.eps(features)
-        active = t >= self.first_t
-        if (not torch.is_tensor(self.scale) and self.scale == 0) or not bool(active.any()):
+        scale = scale_at(self.scale, t, eps) * (t >= self.first_t)
+        if not bool(scale.any()):
             return eps  # the estimator isn't run where it has no say
-        gradient = self.pdae.gradient(features, self.z)
-        scale = torch.as_tensor(self.scale, dtype=eps.dtype, device=eps.device) * active
-        coefficient = self.pdae.schedule.at(SHIFTS[self.shift], t, eps)
-        return eps - scale.reshape(-1, *[1] * (eps.ndim - 1)) * coefficient * gradient
+        return eps - expand(scale, eps) * self.pdae.schedule.at(SHIFTS[self.shift], t, eps) * self.gradient(features, len(x_t))
+
+    def gradient(self, features, n: int) -> Tensor:
+        """G [n, C, H, W] at the features of n images."""
+        return self.pdae.gradient(features, self.z)
 
 
 class PDAE(Autoencoder):
@@ -108,12 +123,14 @@ class PDAE(Autoencoder):
 
     # ---- an autoencoder -------------------------------------------------------------------------------------------
 
-    def denoiser(self, z: Tensor, scale: float | Tensor = 1.0, off_last: float = 0.0, shift: str = "ddim") -> ShiftedDenoiser:
+    def denoiser(self, z: Tensor, scale: Scale = 1.0, off_last: float = 0.0, shift: str = "ddim") -> ShiftedDenoiser:
         """The noise predictor ε̂ = ε_θ − scale · c_t G(x_t, z, t).
 
         Args:
             z: [N, z_dim].
-            scale: multiplies the shift; a number or [N]. 0 is the plain DPM.
+            scale: multiplies the shift; a number, [N], or a function of t int64 [N] that gives one of them, for example
+                ``lambda t: 2.0 * ((t >= 300) & (t < 700))`` (an interval) or ``lambda t: 3 * t / 1000`` (a ramp). 0 is the plain
+                DPM: where it is 0 for all, the estimator isn't run.
             off_last: plain DPM where t < off_last · T (the paper's unconditional samples: 0.3).
             shift: "ddim", c_t = √(1−ᾱ_t) (eq. 6); "ddpm", c_t = k_t, the form it was trained in, exact for DDPM
                 (eq. 7) and usable in DDIM as the "consistent shift".
@@ -121,7 +138,7 @@ class PDAE(Autoencoder):
         return ShiftedDenoiser(self, z, scale, off_last, shift)
 
     @torch.no_grad()
-    def decode(self, z: Tensor, x_T: Tensor | None = None, steps: int = 100, sampler: str = "ddim", scale: float | Tensor = 1.0,
+    def decode(self, z: Tensor, x_T: Tensor | None = None, steps: int = 100, sampler: str = "ddim", scale: Scale = 1.0,
                off_last: float = 0.0, shift: str | None = None, generator: torch.Generator | None = None, **options) -> Tensor:
         """Images [N, C, H, W] from codes z [N, z_dim].
 

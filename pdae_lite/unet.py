@@ -98,7 +98,7 @@ def _attention(config: UNetConfig, channels: int) -> AttentionBlock:
     return AttentionBlock(channels, config.num_heads, config.head_channels, config.new_attention_order)
 
 
-def _input_blocks(config: UNetConfig, z: bool = False) -> tuple[nn.ModuleList, list[int]]:
+def input_blocks(config: UNetConfig, z: bool = False) -> tuple[nn.ModuleList, list[int]]:
     """Input blocks and the channels of each one's output (the skips)."""
     channels = int(config.base_channels * config.channel_mult[0])
     blocks = [Stage(nn.Conv2d(config.in_channels * config.patch_size**2, channels, 3, padding=1))]
@@ -121,7 +121,8 @@ def _input_blocks(config: UNetConfig, z: bool = False) -> tuple[nn.ModuleList, l
     return nn.ModuleList(blocks), skips
 
 
-def _middle_block(config: UNetConfig, z: bool = False) -> Stage:
+def middle_block(config: UNetConfig, z: bool = False) -> Stage:
+    """Residual block, attention, residual block, at the lowest resolution."""
     channels = int(config.base_channels * config.channel_mult[-1])
     return Stage(_res(config, channels, channels, z=z), _attention(config, channels), _res(config, channels, channels, z=z))
 
@@ -179,8 +180,8 @@ class UNet(NoisePredictor):
         coded = config.z_dim is not None
         if coded:
             self.z_emb = nn.Linear(config.z_dim, width)
-        self.input_blocks, skips = _input_blocks(config, coded)
-        self.middle_block = _middle_block(config, coded)
+        self.input_blocks, skips = input_blocks(config, coded)
+        self.middle_block = middle_block(config, coded)
         self.output_blocks = _output_blocks(config, skips, coded)
         self.out = _out(config, config.out_channels)
 
@@ -243,7 +244,7 @@ class GradientEstimator(nn.Module):
         self.z_dim = z_dim
         skips = _input_blocks_channels(config)
         self.label_emb = nn.Linear(z_dim, config.embedding_channels)
-        self.shift_middle_block = _middle_block(config, z=True)
+        self.shift_middle_block = middle_block(config, z=True)
         self.shift_output_blocks = _output_blocks(config, skips, z=True)
         self.shift_out = _out(config, config.in_channels)
 
@@ -257,7 +258,7 @@ class GradientEstimator(nn.Module):
 
 def _input_blocks_channels(config: UNetConfig) -> list[int]:
     with torch.device("meta"):  # shapes only: no memory, no random numbers drawn
-        return _input_blocks(config)[1]
+        return input_blocks(config)[1]
 
 
 def _brief(x: Tensor | None) -> str:

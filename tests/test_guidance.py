@@ -1,0 +1,466 @@
+"""The noisy classifier, and denoisers made from other denoisers, against closed forms where every answer is known."""
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from pdae_lite import sampling
+from pdae_lite.checkpoint import CheckpointError, save_model
+from pdae_lite.classifier import ClassifierConfig, NoisyClassifier, classifier_gradient
+from pdae_lite.data import to_uint8
+from pdae_lite.encoder import LabelEncoder
+from pdae_lite.guidance import guided, mixed, staged
+from pdae_lite.model import PDAE
+from pdae_lite.schedule import NoiseSchedule
+from pdae_lite.training import train
+from pdae_lite.unet import UNet, UNetConfig
+
+SHAPE, K = (1, 8, 8), 3
+SCHEDULE = NoiseSchedule.linear(100, 1e-3, 0.2)
+T_BATCH, Y = torch.tensor([1, 50, 99]), torch.tensor([2, 0, 1])
+
+
+def noise(n=3, seed=2, dtype=torch.float32):
+    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def codes(n=3, seed=3):
+    return torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def filled(module, seed=0):
+    """Random weights in every layer, also in those that start at zero."""
+    g = torch.Generator().manual_seed(seed)
+    for p in module.parameters():
+        p.data = 0.2 * torch.randn(p.shape, generator=g)
+    return module.eval()
+
+
+def classifier(**unet):
+    torch.manual_seed(0)
+    return NoisyClassifier(ClassifierConfig(UNetConfig(8, 1, 8, (1, 2), 1, (2,), **unet), K), SCHEDULE).eval()
+
+
+def dpm():
+    return filled(UNet(UNetConfig(8, 1, 8, (1, 2), 1, (2,)))).requires_grad_(False)
+
+
+def untrained():
+    """A class-conditional G whose output is zero."""
+    torch.manual_seed(0)
+    return PDAE(dpm(), LabelEncoder(K, 4), SCHEDULE).eval()
+
+
+def pdae():
+    model = untrained().requires_grad_(False)
+    filled(model.estimator, 1)
+    return model
+
+
+class Calls:
+    """A denoiser or a module that counts its calls and remembers the size of the last batch."""
+
+    def __init__(self, function):
+        self.function, self.count, self.n = function, 0, 0
+
+    def __call__(self, x_t, *rest):
+        self.count, self.n = self.count + 1, len(x_t)
+        return self.function(x_t, *rest)
+
+
+def spy(monkeypatch, module, name="forward"):
+    calls = Calls(getattr(module, name))
+    monkeypatch.setattr(module, name, calls)
+    return calls
+
+
+def at(table, like, t=T_BATCH):
+    return SCHEDULE.at(table, t, like)
+
+
+def similarity(x):
+    """[N, K]: the mean product of images [N, 1, 8, 8] with each pattern."""
+    return (x[:, None] * PATTERNS).mean((2, 3, 4))
+
+
+# ---- the classifier -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unet", [{}, {"patch_size": 2}, {"resblock_updown": False, "conv_resample": False, "scale_shift_norm": False}])
+def test_the_gradient_is_that_of_finite_differences(unet):
+    model = filled(classifier(**unet)).double()
+    x = noise(dtype=torch.float64)
+    gradient = classifier_gradient(model, x, T_BATCH, Y)
+    for seed in range(3):
+        v, h = noise(seed=10 + seed, dtype=torch.float64), 1e-5
+
+        def log_p(step):
+            return model.log_prob(x + step * v, T_BATCH).gather(1, Y[:, None])[:, 0]
+
+        want = (log_p(h) - log_p(-h)) / (2 * h)
+        torch.testing.assert_close((gradient * v).flatten(1).sum(1), want, rtol=1e-6, atol=1e-8)
+    assert gradient.shape == x.shape and float(gradient.abs().flatten(1).amax(1).min()) > 1e-4
+
+
+def test_the_gradient_where_gradients_are_off():
+    model = filled(classifier())
+    want = classifier_gradient(model, noise(), T_BATCH, Y)
+    assert want.dtype == torch.float32 and not want.requires_grad
+    for switch in (torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)):
+        with switch():
+            assert torch.equal(classifier_gradient(model, noise() + 0, T_BATCH + 0, Y + 0), want)
+    half = classifier_gradient(model, noise().half(), T_BATCH, Y)  # computed in float32
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, classifier_gradient(model, noise().half().float(), T_BATCH, Y), rtol=0, atol=0)
+    assert all(p.grad is None for p in model.parameters())
+    alone = classifier_gradient(model, noise()[1:2], T_BATCH[1:2], Y[1:2])  # samples don't see each other
+    torch.testing.assert_close(alone, want[1:2])
+
+
+def test_an_untrained_classifier_says_nothing():
+    model = classifier()
+    torch.testing.assert_close(model.log_prob(noise(), T_BATCH).exp(), torch.full((3, K), 1 / K))
+    assert torch.equal(guided(dpm(), model, Y, SCHEDULE, 3.0)(noise(), T_BATCH), dpm()(noise(), T_BATCH))
+
+
+def test_training_loss_is_the_weighted_cross_entropy():
+    model, weight = filled(classifier()), torch.rand(100, generator=torch.Generator().manual_seed(5))
+    x_0, eps = noise(seed=4).clamp(-1, 1), noise()
+    log_p = model.log_prob(SCHEDULE.add_noise(x_0, T_BATCH, eps), T_BATCH)
+    want = -sum(weight[t] * log_p[i, y] for i, (t, y) in enumerate(zip(T_BATCH, Y))) / 3
+    torch.testing.assert_close(model.training_loss(x_0, T_BATCH, eps, Y, SCHEDULE, weight), want)
+    for y, message in ((None, "the data set has none"), (Y[:, None].repeat(1, 2), r"y is int64 \[3, 2\]; want int64 \[3\]")):
+        with pytest.raises(ValueError, match=message):
+            model.training_loss(x_0, T_BATCH, eps, y, SCHEDULE, weight)
+
+
+BARS = (torch.arange(8) // 2 % 2 * 2.0 - 1).expand(8, 8)
+PATTERNS = torch.stack([BARS, BARS.T, BARS * BARS.T])[:, None]  # [K, 1, 8, 8]: columns, rows, a chessboard
+
+
+def patterns(n=60):
+    """Images of the three patterns, uint8, and labels."""
+    y = torch.arange(n) % K
+    return TensorDataset(to_uint8(PATTERNS[y]), y)
+
+
+def test_train_save_and_load(tmp_path):
+    data = patterns()
+    x_0, y = PATTERNS[data.tensors[1]], data.tensors[1]
+    result = train(classifier(), data, steps=40, batch_size=24, lr=1e-2, ema=0.9, out=tmp_path, progress=False)
+    model = result.model
+    accuracy = model.accuracy(x_0, y, [0, 10, 99])
+    assert accuracy[:2].tolist() == [1, 1] and 0.1 < float(accuracy[2]) < 0.8, accuracy  # noise hides the class
+    assert torch.equal(accuracy, model.accuracy(x_0, y, [0, 10, 99], batch_size=7))
+    again = NoisyClassifier.load(result.path)
+    assert again.config == model.config and again.schedule == SCHEDULE and again.metadata["training"]["steps"] == 40
+    assert not again.training
+    torch.testing.assert_close(again(noise(), T_BATCH), model(noise(), T_BATCH), rtol=1e-5, atol=1e-6)  # one is channels_last
+    model.save(tmp_path / "own.safetensors", note="bars")
+    assert NoisyClassifier.load(tmp_path / "own.safetensors").metadata == {"note": "bars"}
+    save_model(tmp_path / "half.safetensors", model, dtype=torch.float16)
+    again = NoisyClassifier.load(tmp_path / "half.safetensors")
+    torch.testing.assert_close(again(noise(), T_BATCH), model(noise(), T_BATCH), rtol=0.02, atol=0.02)
+    with pytest.raises(CheckpointError, match="holds a NoisyClassifier; want a PDAE"):
+        PDAE.load(result.path)
+    # guidance by it makes it see the class that was asked for
+    def white(x_t, t):  # the DPM of white noise
+        return x_t * at("sqrt_one_minus_alpha_bar", x_t, t)
+    seen = [model.accuracy(sampling.ddim(guided(white, model, y, SCHEDULE, scale), noise(60), SCHEDULE, 20), y, [0])
+            for scale in (0.0, 3.0)]
+    assert float(seen[0]) < 0.5 and float(seen[1]) > 0.9, seen
+
+
+# ---- the ideal denoiser of a Gaussian mixture: every answer in closed form ---------------------------------------------
+
+
+class Mixture:
+    """x_0 of class k ~ N(m_k, diag v_k), class k with probability π_k, in float64."""
+
+    def __init__(self):
+        g = torch.Generator().manual_seed(7)
+        self.pi = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+        self.m = torch.randn(K, 64, generator=g, dtype=torch.float64) / 2
+        self.v = torch.rand(K, 64, generator=g, dtype=torch.float64) / 2 + 0.1
+
+    def _noisy(self, x_t, t):
+        """x_t of class k ~ N(√ᾱ m_k, diag s_k): its residual and s_k, [N, K, 64]."""
+        a = at("sqrt_alpha_bar", x_t, t).flatten(1)[:, None]
+        return x_t.flatten(1)[:, None] - a * self.m, a**2 * self.v + at("sqrt_one_minus_alpha_bar", x_t, t).flatten(1)[:, None] ** 2
+
+    def log_joint(self, x_t, t):
+        """log π_k p(x_t | k) up to a constant: [N, K], a classifier that isn't normalised."""
+        r, s = self._noisy(x_t, t)
+        return self.pi.log() - 0.5 * (r**2 / s + s.log()).sum(2)
+
+    def _expected(self, per_class, x_t, t, y):
+        """E[· | x_t, y], or E[· | x_t] for y None, of what is [N, K, 64] given the class."""
+        if y is None:
+            return (self.log_joint(x_t, t).softmax(1)[:, :, None] * per_class).sum(1).reshape(x_t.shape)
+        return per_class[torch.arange(len(y)), y].reshape(x_t.shape)
+
+    def eps(self, x_t, t, y=None):
+        r, s = self._noisy(x_t, t)
+        return self._expected(at("sqrt_one_minus_alpha_bar", x_t, t).flatten(1)[:, None] * r / s, x_t, t, y)
+
+    def x_0(self, x_t, t, y=None):
+        r, s = self._noisy(x_t, t)
+        return self._expected(self.m + at("sqrt_alpha_bar", x_t, t).flatten(1)[:, None] * self.v / s * r, x_t, t, y)
+
+
+MIXTURE = Mixture()
+
+
+def noisy(n=12, seed=8):
+    """x_t, t, y of the mixture, at all noise levels."""
+    x = noise(n, seed, torch.float64)
+    t, y = torch.arange(n) * 99 // (n - 1), torch.arange(n) % K
+    x_0 = (MIXTURE.m[y] + MIXTURE.v[y].sqrt() * noise(n, 9, torch.float64).flatten(1)).reshape(x.shape)
+    return SCHEDULE.add_noise(x_0, t, x), t, y
+
+
+def test_guidance_at_scale_1_makes_the_ideal_denoiser_class_conditional():
+    """Eq. (6), ε̂ = ε − √(1−ᾱ_t) ∇ log p(y | x_t), is Bayes' rule."""
+    x_t, t, y = noisy()
+    for target in (y, (y + 1) % K):
+        eps_hat = guided(MIXTURE.eps, MIXTURE.log_joint, target, SCHEDULE)(x_t, t)
+        torch.testing.assert_close(eps_hat, MIXTURE.eps(x_t, t, target), rtol=1e-9, atol=1e-9)
+    assert float((eps_hat - MIXTURE.eps(x_t, t)).abs().max()) > 0.1
+    torch.testing.assert_close(guided(MIXTURE.eps, MIXTURE.log_joint, y[:1], SCHEDULE)(x_t, t), MIXTURE.eps(x_t, t, y[:1].expand(12)))
+
+
+def test_the_mean_shift_of_the_ideal_denoiser():
+    """E[μ̃ | x_t, y] − E[μ̃ | x_t] = β_t/√α_t ∇ log p(y | x_t), which is what form (6) adds to the mean of a DDPM step. Form (5)
+    adds β̃_t ∇ log p, the share k_t/√(1−ᾱ_t) of it: none at t = 0."""
+    x_t, t, y = noisy()
+    gradient = classifier_gradient(MIXTURE.log_joint, x_t, t, y)
+    plain = SCHEDULE.posterior_mean(MIXTURE.x_0(x_t, t), x_t, t)
+    difference = SCHEDULE.posterior_mean(MIXTURE.x_0(x_t, t, y), x_t, t) - plain
+    torch.testing.assert_close(difference, at("beta", x_t, t) / at("alpha", x_t, t).sqrt() * gradient, rtol=1e-8, atol=1e-10)
+    means = {shift: SCHEDULE.model_mean(x_t, t, guided(MIXTURE.eps, MIXTURE.log_joint, y, SCHEDULE, shift=shift)(x_t, t))
+             for shift in ("ddim", "ddpm")}
+    torch.testing.assert_close(means["ddim"], plain + difference, rtol=1e-8, atol=1e-10)
+    share = at("shift_coefficient", x_t, t) / at("sqrt_one_minus_alpha_bar", x_t, t)
+    torch.testing.assert_close(means["ddpm"], plain + share * difference, rtol=1e-8, atol=1e-10)
+    assert float(share[0]) == 0 and 0.9 < float(share.max()) < 1 and float(difference.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver"])
+def test_guided_samples_are_those_of_the_conditional_denoiser(sampler):
+    def sample(denoiser):
+        seed = {} if sampler == "dpm_solver" else {"generator": torch.Generator().manual_seed(4)}
+        return getattr(sampling, sampler)(denoiser, noise(6, dtype=torch.float64), SCHEDULE, 20, clip=False, **seed)
+
+    y = torch.arange(6) % K
+    samples = sample(guided(MIXTURE.eps, MIXTURE.log_joint, y, SCHEDULE))
+    torch.testing.assert_close(samples, sample(lambda x_t, t: MIXTURE.eps(x_t, t, y)), rtol=1e-7, atol=1e-7)
+    log_p = MIXTURE.log_joint(samples, torch.zeros(6, dtype=torch.int64)).log_softmax(1)
+    assert bool((log_p.argmax(1) == y).all())
+
+
+# ---- guided --------------------------------------------------------------------------------------------------------
+
+
+def test_both_forms_of_guidance():
+    """Eq. (6) for DDIM; and with k_t the mean of a DDPM step is exactly that of eq. (5), μ + β̃_t ∇ log p."""
+    model, x = filled(classifier()).double(), noise(dtype=torch.float64)
+    plain = dpm().double()
+    eps, gradient = plain(x, T_BATCH), classifier_gradient(model, x, T_BATCH, Y)
+    scale = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
+    for s in (1.0, scale, lambda t: t / 33):  # 0, 1, 3 or so
+        s_t = (s(T_BATCH) if callable(s) else torch.as_tensor(s)).reshape(-1, 1, 1, 1)
+        eps_hat = guided(plain, model, Y, SCHEDULE, s)(x, T_BATCH)
+        torch.testing.assert_close(eps_hat, eps - s_t * at("sqrt_one_minus_alpha_bar", x) * gradient, rtol=1e-7, atol=1e-9)
+        mean = SCHEDULE.model_mean(x, T_BATCH, guided(plain, model, Y, SCHEDULE, s, "ddpm")(x, T_BATCH))
+        want = SCHEDULE.model_mean(x, T_BATCH, eps) + s_t * at("posterior_variance", x) * gradient
+        torch.testing.assert_close(mean, want, rtol=1e-7, atol=1e-9)
+    assert torch.equal(guided(plain, model, Y, SCHEDULE, scale)(x, T_BATCH)[0], eps[0])
+
+
+def test_guidance_composes_and_keeps_the_data_range():
+    model, z = pdae(), codes()
+    shifted = model.denoiser(z)
+    twice = guided(shifted, filled(classifier()), Y, SCHEDULE)(noise(), T_BATCH)
+    gradient = classifier_gradient(filled(classifier()), noise(), T_BATCH, Y)
+    want = shifted(noise(), T_BATCH) - at("sqrt_one_minus_alpha_bar", noise()) * gradient
+    torch.testing.assert_close(twice, want)
+    latent = UNet(UNetConfig(8, 1, 8, (1, 2), 1, (2,), data_range=None))
+    assert guided(shifted, classifier(), Y, SCHEDULE).data_range == (-1.0, 1.0)
+    assert guided(latent, classifier(), Y, SCHEDULE).data_range is None and staged(latent, latent, 0, 5).data_range is None
+    assert mixed(model, z, z, 0.5, "gradient").data_range == (-1.0, 1.0)
+    with pytest.raises(ValueError, match=r"inside is for data in None, outside for \(-1.0, 1.0\)"):
+        staged(latent, shifted, 0, 5)
+
+
+def test_the_classifier_is_not_run_where_it_has_no_say():
+    network, model = Calls(dpm()), Calls(filled(classifier()))
+    plain = sampling.ddim(network, noise(), SCHEDULE, 10)
+    for scale in (0.0, torch.zeros(3), lambda t: 0 * t):
+        assert torch.equal(sampling.ddim(guided(network, model, Y, SCHEDULE, scale), noise(), SCHEDULE, 10), plain) and model.count == 0
+    network.count = 0
+    sampling.ddim(guided(network, model, Y, SCHEDULE, lambda t: 2.0 * ((t >= 30) & (t < 70))), noise(), SCHEDULE, 10)
+    assert (network.count, model.count) == (10, sum(30 <= t < 70 for t in sampling.time_grid(SCHEDULE, 10)[1:])) == (10, 4)
+
+
+# ---- staged --------------------------------------------------------------------------------------------------------
+
+
+def test_stages():
+    network, model = Calls(dpm()), filled(classifier())
+    inside = Calls(guided(network.function, model, Y, SCHEDULE, 2.0))
+
+    def sample(denoiser):
+        return sampling.ddim(denoiser, noise(), SCHEDULE, 10)
+
+    plain, full = sample(network.function), sample(inside.function)
+    for start, stop, want in ((0, 100, full), (50, 50, plain), (0, 0, plain)):
+        assert torch.equal(sample(staged(inside, network, start, stop)), want)
+    assert (inside.count, network.count) == (10, 20)  # each only where it is used
+    inside.count = network.count = 0
+    critical = sample(staged(inside, network, 40, 70))
+    assert (inside.count, network.count) == (3, 7)
+    assert not torch.equal(critical, full) and not torch.equal(critical, plain)
+    # the same as guidance whose scale is an interval
+    interval = guided(network.function, model, Y, SCHEDULE, lambda t: 2.0 * ((t >= 40) & (t < 70)))
+    assert torch.equal(critical, sample(interval))
+    # in a batch that straddles the border each sample keeps to its own side
+    both = staged(inside, network, 50, 99)(noise(), T_BATCH)
+    assert torch.equal(both[[0, 2]], network.function(noise(), T_BATCH)[[0, 2]])
+    assert torch.equal(both[1], inside.function(noise(), T_BATCH)[1])
+
+
+# ---- scaled --------------------------------------------------------------------------------------------------------
+
+
+def test_the_scale_of_a_shift_may_follow_t(monkeypatch):
+    model, z = pdae(), codes()
+    eps, gradient = model(noise(), T_BATCH, z)
+    for shift in ("ddim", "ddpm"):
+        def ramp(t):
+            return 3 * t / 100
+        c = at({"ddim": "sqrt_one_minus_alpha_bar", "ddpm": "shift_coefficient"}[shift], eps)
+        want = eps - ramp(T_BATCH).reshape(3, 1, 1, 1) * c * gradient
+        torch.testing.assert_close(model.denoiser(z, ramp, shift=shift)(noise(), T_BATCH), want, rtol=1e-4, atol=1e-5)
+    for number in (2.0, torch.full((3,), 2.0)):
+        assert torch.equal(model.decode(z, noise(), 5, scale=number), model.decode(z, noise(), 5, scale=lambda t: 2.0))
+    calls = spy(monkeypatch, model.estimator)
+    assert torch.equal(model.decode(z, noise(), 5, scale=torch.zeros(3)), sampling.ddim(model.dpm, noise(), SCHEDULE, 5))
+    assert calls.count == 0
+    early = model.decode(z, noise(), 10, scale=lambda t: t >= 30)
+    assert calls.count == 7
+    assert torch.equal(early, model.decode(z, noise(), 10, off_last=0.3))
+    with pytest.raises(ValueError, match=r"scale has 2 values for 3 images; want a number or \[N\]"):
+        model.decode(z, noise(), 5, scale=lambda t: t[:2])
+
+
+# ---- mixed ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", ["ddim", "ddpm"])
+def test_mixing_two_codes(shift):
+    model, a, b, t = pdae(), codes(), codes(seed=4), T_BATCH
+    eps, g_a = model(noise(), t, a)
+    _, g_b = model(noise(), t, b)
+    c = at({"ddim": "sqrt_one_minus_alpha_bar", "ddpm": "shift_coefficient"}[shift], eps)
+    for weight in (0.3, torch.tensor([0.0, 0.3, 1.0])):
+        w = torch.as_tensor(weight).reshape(-1, 1)
+        in_z = mixed(model, a, b, weight, "z", shift)(noise(), t)
+        torch.testing.assert_close(in_z, model.denoiser((1 - w) * a + w * b, shift=shift)(noise(), t), rtol=1e-4, atol=1e-5)
+        w = w[:, :, None, None]
+        in_g = mixed(model, a, b, weight, "gradient", shift)(noise(), t)
+        torch.testing.assert_close(in_g, eps - c * ((1 - w) * g_a + w * g_b), rtol=1e-4, atol=1e-5)
+        assert float((in_z - in_g).abs().amax((1, 2, 3))[1]) > 1e-3  # G isn't linear in z
+    scaled = mixed(model, a, b, 0.3, "gradient", shift, scale=2.0, off_last=0.4)(noise(), t)
+    want = eps - 2 * c * (0.7 * g_a + 0.3 * g_b) * (t >= 40).reshape(3, 1, 1, 1)
+    torch.testing.assert_close(scaled, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["z", "gradient"])
+def test_mixing_evaluates_each_part_once(how, monkeypatch):
+    model, a, b = pdae(), codes(), codes(seed=4)
+    trunk, head = spy(monkeypatch, model.dpm, "trunk"), spy(monkeypatch, model.dpm, "head")
+    estimator = spy(monkeypatch, model.estimator.shift_out)
+    sampling.ddim(mixed(model, a, b, 0.5, how), noise(), SCHEDULE, 6)
+    assert (trunk.count, head.count, estimator.count) == (6, 6, 6)
+    assert (trunk.n, estimator.n) == (3, 6 if how == "gradient" else 3)
+    sampling.ddim(mixed(model, a, b, 0.5, how, scale=lambda t: 1.0 * (t >= 50)), noise(), SCHEDULE, 6)
+    assert (trunk.count, head.count, estimator.count) == (12, 12, 9)
+
+
+@pytest.mark.parametrize("how", ["z", "gradient"])
+def test_one_pair_of_codes_for_many_weights_or_images(how):
+    model, a, b, w = pdae(), codes(1), codes(1, seed=4), torch.tensor([0.0, 0.4, 1.0])
+    path = sampling.ddim(mixed(model, a, b, w, how), noise(), SCHEDULE, 5)
+    want = sampling.ddim(mixed(model, a.repeat(3, 1), b.repeat(3, 1), w, how), noise(), SCHEDULE, 5)
+    assert torch.equal(path, want)
+    for i, z in ((0, a), (2, b)):
+        torch.testing.assert_close(path[i : i + 1], model.decode(z, noise()[i : i + 1], 5), rtol=1e-4, atol=1e-5)
+    same = sampling.ddim(mixed(model, a, b, 0.4, how), noise(), SCHEDULE, 5)
+    torch.testing.assert_close(same[1], path[1], rtol=1e-4, atol=1e-5)
+
+
+# ---- a class-conditional G -------------------------------------------------------------------------------------------
+
+
+def test_class_conditional_gradient_estimator(tmp_path):
+    x_T, y = noise(), torch.arange(K)
+    model = untrained()
+    plain = sampling.ddim(model.dpm, x_T, SCHEDULE, 6)
+    for scale in (0, 1, 2, 3):  # without training it is the DPM
+        assert torch.equal(model.decode(model.encode(y), x_T, 6, scale=scale), plain)
+    result = train(model, patterns(), steps=30, batch_size=24, lr=1e-2, ema=0.9, out=tmp_path, progress=False)
+    again = PDAE.load(result.path)
+    z = again.encode(y)
+    assert torch.equal(z, model.encode(y)) and isinstance(again.encoder, LabelEncoder)
+    images = [again.decode(z, x_T, 6, scale=scale) for scale in (0, 1, 2, 3)]
+    assert torch.equal(images[0], plain)
+    for scale, image in enumerate(images):
+        torch.testing.assert_close(image, model.decode(z, x_T, 6, scale=scale), rtol=1e-4, atol=1e-5)  # one is channels_last
+    shifts = [float((image - plain).square().mean()) for image in images]
+    assert 0 == shifts[0] < shifts[1] < shifts[2] < shifts[3], shifts
+    # what it adds is of the class: from the same noise, each image is more like its own pattern than another class's image is
+    other = similarity(again.decode(again.encode((y + 1) % K), x_T, 6))
+    assert bool(((similarity(images[1]) - other).diagonal() > 0.05).all()), (similarity(images[1]), other)
+    with pytest.raises(ValueError, match="y runs from 0 to 3; want 0 … 2"):
+        again.encode(torch.arange(4))
+    with pytest.raises(ValueError, match="the data set has none"):
+        train(untrained(), TensorDataset(patterns().tensors[0]), steps=1, progress=False)
+
+
+# ---- refusals -----------------------------------------------------------------------------------------------------
+
+
+def dpm_and(**changes):
+    arguments = {"denoiser": lambda x_t, t: x_t, "classifier": filled(classifier()), "y": Y, "schedule": SCHEDULE} | changes
+    return guided(**arguments)(noise(), T_BATCH)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda m, z: dpm_and(y=Y.float()), r"y is float32 \[3\]; want int64 \[N\]"),
+    (lambda m, z: dpm_and(y=Y.int()), r"y is int32 \[3\]; want int64 \[N\]"),
+    (lambda m, z: dpm_and(y=torch.tensor(1)), r"y is int64 \[\]; want int64 \[N\]"),
+    (lambda m, z: dpm_and(y=[0, 1, 2]), r"y is list; want int64 \[N\]"),
+    (lambda m, z: dpm_and(y=Y + 1), "y runs from 1 to 3; want 0 … 2"),
+    (lambda m, z: dpm_and(y=Y + 1, classifier=lambda x, t: x.mean((2, 3)).expand(-1, K)), "y runs from 1 to 3; want 0 … 2"),
+    (lambda m, z: dpm_and(y=Y - 1), "y runs from -1 to 1"),
+    (lambda m, z: dpm_and(y=Y[:2]), r"y is int64 \[2\]; want int64 \[3\]"),
+    (lambda m, z: dpm_and(shift="both"), "shift 'both'; want one of ddpm, ddim"),
+    (lambda m, z: dpm_and(scale=torch.ones(2)), "scale has 2 values for 3 images"),
+    (lambda m, z: dpm_and(schedule=NoiseSchedule.linear(100)), "the classifier is for NoiseSchedule.*; want the denoiser's"),
+    (lambda m, z: dpm_and(classifier=lambda x, t: x), r"the classifier gives \[3, 1, 8, 8\]; want logits \[N, K\]"),
+    (lambda m, z: staged(m.dpm, m.dpm, 70, 40), "stage from 70 to 40; want 0 <= start <= stop"),
+    (lambda m, z: staged(m.dpm, m.dpm, -1, 40), "stage from -1 to 40"),
+    (lambda m, z: mixed(m, z, z[:2], 0.5), r"z_a has shape \[3, 4\], z_b \[2, 4\]; want \[N, 4\] for both"),
+    (lambda m, z: mixed(m, z, z, 0.5, "latent"), "how 'latent'; want 'z' or 'gradient'"),
+    (lambda m, z: mixed(m, z, z, torch.ones(2)), r"weight has 2 values for 3 pairs of codes; want a number or \[N\]"),
+    (lambda m, z: mixed(m, z, z, 0.5, shift="both"), "shift 'both'"),
+    (lambda m, z: mixed(m, z[:2], z[:2], 0.5, "gradient")(noise(), T_BATCH), "z holds 2 codes for 3 images; want one each, or one for all"),
+    (lambda m, z: filled(classifier())(noise(), T_BATCH + 1), "t runs from 2 to 100"),
+    (lambda m, z: classifier(patch_size=2)(torch.zeros(3, 1, 6, 6), T_BATCH), r"x_t has shape \[3, 1, 6, 6\]; want float \[N, 1, H, W\]"),
+    (lambda m, z: classifier().accuracy(3 * noise(), Y, [0]), r"x_0 runs from .*\[-1, 1\]"),
+    (lambda m, z: ClassifierConfig(num_classes=1), "num_classes=1; want at least 2"),
+    (lambda m, z: ClassifierConfig(UNetConfig(num_classes=10)), "unet has num_classes=10, which conditions a U-Net"),
+])
+def test_one_line_errors(call, message):
+    with pytest.raises(ValueError, match=message) as e:
+        call(pdae(), codes())
+    assert "\n" not in str(e.value)
