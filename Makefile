@@ -1,6 +1,6 @@
 # make book       build the book              make test       run every check
 # make lab        open the notebooks          make notebooks  run every notebook anew and store its outputs
-# make weights    train the digits models     make clean      remove what was built (not .venv)
+# make weights    train every model anew      make clean      remove what was built (not .venv)
 #
 # Each target first installs what it needs into .venv; that is done again only when pyproject.toml or constraints.txt
 # changes. After it, nothing needs a network.
@@ -34,11 +34,26 @@ lab: $(READY)
 notebooks: $(READY)
 	$(BIN)/python scripts/run_notebooks.py
 
-# Trains, ships and measures: an hour or two on two cores with bf16 units, more without. A run that was stopped goes on when the command is given again.
+# Every model of the package, trained, put into it and measured, one after the other: hours on two cores with bf16 units, more
+# without. A run that was stopped goes on when the command is given again; one that is complete costs nothing.
+# make weights DEVICE=gpu takes the presets for one GPU (digits_gpu, …) in place of those for a CPU.
+RUNS   ?= runs
+DEVICE ?= cpu
+SUFFIX := $(if $(filter gpu,$(DEVICE)),_gpu)
+
+# $(call KIND,DATA) is one model. made: where it is trained; model: train it by a command of pdae; ship: put it into the package.
+made   = $(RUNS)/$(1)$(SUFFIX)-$(2)/model.safetensors
+model  = $(BIN)/pdae $(3) --data $(1) --preset $(1)$(SUFFIX) --out $(RUNS)/$(1)$(SUFFIX)-$(2)
+ship   = $(BIN)/python scripts/ship.py $(call made,$(1),$(2)) $(1)_$(2)
+dpm    = $(call model,$(1),dpm,pretrain)
+pdae   = $(call model,$(1),pdae,train --dpm $(call made,$(1),dpm)) && $(call ship,$(1),pdae) --dpm $(call made,$(1),dpm)
+diffae = $(call model,$(1),diffae,train --method diffae) && $(call ship,$(1),diffae)
+
 weights: $(READY)
-	$(BIN)/pdae pretrain --data digits --out runs/digits-dpm
-	$(BIN)/pdae train --dpm runs/digits-dpm/model.safetensors --data digits --out runs/digits-pdae
-	$(BIN)/python scripts/ship.py runs/digits-pdae/model.safetensors digits_pdae --dpm runs/digits-dpm/model.safetensors
+	$(call dpm,digits)
+	$(call pdae,digits)
+	$(call dpm,peeps)
+	$(call pdae,peeps)
 	$(BIN)/python scripts/evaluate_digits.py
 
 clean:

@@ -1,20 +1,21 @@
-"""The `pdae` command: pre-train a DPM, train a PDAE on it, rebuild images, look into a file."""
+"""The `pdae` command: pre-train a DPM, train a PDAE on it, list presets, rebuild images, look into a file."""
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
+
+from .cli_train import add_commands, asset
+from .settings import UsageError, listing, show
 
 EXAMPLES = """examples:
   pdae pretrain --data digits --out runs/dpm
   pdae train --dpm runs/dpm/model.safetensors --data digits --out runs/pdae
+  pdae pretrain --data my_photos --size 64 --set unet.base_channels=48 --out runs/photos
+  pdae presets peeps
   pdae reconstruct photo.png drawing.png --model digits --out rebuilt.png
   pdae info runs/pdae/model.safetensors
 
-A run that was stopped goes on when the same command is given again."""
-
-
-class UsageError(ValueError):
-    """Something on the command line is wrong; the message is the one line that the user sees."""
+A run that was stopped goes on when the same command is given again. Several GPUs:
+  torchrun --nproc_per_node 4 -m pdae_lite pretrain --data lmdb:ffhq256.lmdb --preset ffhq128 --out runs/ffhq"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         args.run(args)
-    except (ValueError, OSError, TrainingError) as e:
+    except (ValueError, OSError, ImportError, TrainingError) as e:  # of imports, only an extra's can be missing: its message names it
         print(f"pdae {args.command}: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -42,17 +43,13 @@ def _parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    pretrain = commands.add_parser("pretrain", help="train a diffusion model (the DPM)",
-                                   description="Train a diffusion model from scratch.")
-    pretrain.set_defaults(run=_pretrain)
-    _training_options(pretrain)
+    add_commands(commands)
 
-    train = commands.add_parser("train", help="train a PDAE on a frozen DPM",
-                                description="Train an encoder and a gradient estimator on a frozen diffusion model.")
-    train.add_argument("--dpm", required=True, metavar="FILE",
-                       help="the pre-trained DPM: a file of `pdae pretrain`, or the name of a shipped model (digits)")
-    train.set_defaults(run=_train)
-    _training_options(train)
+    presets = commands.add_parser("presets", help="list the presets, or the settings of one",
+                                  description="List the presets of `pdae pretrain` and `pdae train`; with a name, all settings of that "
+                                              "preset as --set takes them, under the command that they belong to.")
+    presets.add_argument("name", nargs="?", metavar="NAME", help="a preset")
+    presets.set_defaults(run=_presets)
 
     rebuild = commands.add_parser("reconstruct", help="encode images and rebuild them",
                                   description="Encode images and rebuild them from z alone (random x_T) and from z with the inferred x_T. "
@@ -72,49 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _training_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, metavar="DATA", help="training data: digits")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for model.safetensors (EMA weights) and checkpoints")
-    parser.add_argument("--preset", metavar="NAME", help="network and training settings (default: the data set's)")
-    for name, kind, what in (("steps", int, "optimizer steps"), ("batch-size", int, "images a step"), ("lr", float, "learning rate"),
-                             ("save-every", int, "steps between checkpoints"), ("log-every", int, "steps between log entries"),
-                             ("seed", int, "seed of weights, data order and noise")):
-        parser.add_argument(f"--{name}", type=kind, metavar=name[0].upper(), help=f"{what} (default: the preset's)")
-    parser.add_argument("--weight", help="loss weighting: pdae, simple, vlb, p2, min_snr or v (default: the preset's)")
-    parser.add_argument("--precision", choices=("no", "bf16"), help="autocast to bf16, or not (default: the preset's)")
-    parser.add_argument("--compile", action="store_true", default=None, help="torch.compile the training step")
-    parser.add_argument("--tensorboard", action="store_true", default=None, help="also log for TensorBoard")
-
-
 # ---- commands -----------------------------------------------------------------------------------------------------------
-
-
-def _pretrain(args) -> None:
-    import torch
-
-    data, preset = _data(args.data), _preset(args)
-    config = _config(preset.pretrain, args)
-    torch.manual_seed(config.seed)
-    _run(preset.dpm(), data, config, args, schedule=preset.schedule())
-
-
-def _train(args) -> None:
-    import torch
-
-    data, preset = _data(args.data), _preset(args)
-    config = _config(preset.train, args)
-    dpm = _dpm(args.dpm)
-    torch.manual_seed(config.seed)
-    _run(preset.pdae(dpm), data, config, args, metadata={"dpm": args.dpm})
-
-
-def _run(model, data, config, args, metadata: dict | None = None, **options) -> None:
-    from .training import train
-
-    facts = {"data": args.data, "preset": args.preset or args.data, **(metadata or {})}
-    result = train(model, data, config, out=args.out, metadata=facts, **options)
-    last = result.history[-1] if result.history else {}
-    print(f"{result.path}: {last.get('step', 0)} steps, {last.get('images', 0)} images, loss {last.get('loss', float('nan')):.5f}")
 
 
 def _reconstruct(args) -> None:
@@ -122,8 +77,9 @@ def _reconstruct(args) -> None:
 
     if Path(args.out).suffix.lower() != ".png":
         raise UsageError(f"--out {args.out}; want a file name that ends in .png")
-    model = _pdae(args.model)
-    images = torch.stack([_read_image(path, model.dpm.config.in_channels, model.dpm.config.image_size) for path in args.images])
+    model = _autoencoder(args.model)
+    config = model.network.config
+    images = torch.stack([_read_image(path, config.in_channels, config.image_size) for path in args.images])
     images = -images if args.negative else images
     z = model.encode(images).detach()
     generator = torch.Generator().manual_seed(args.seed)
@@ -138,7 +94,7 @@ def _reconstruct(args) -> None:
 def _info(args) -> None:
     from .checkpoint import load_model
 
-    path = _asset(args.file) or Path(args.file)
+    path = asset(args.file) or Path(args.file)
     model = load_model(path)
     print(f"{path}: {type(model).__name__}, {path.stat().st_size / 1e6:.1f} MB")
     for name, part in model.named_children():
@@ -150,56 +106,48 @@ def _info(args) -> None:
         print(f"  {key}: {value}")
 
 
+def _presets(args) -> None:
+    import torch
+
+    from .presets import PRESETS, STAGES
+
+    if args.name is None:
+        rows = [("NAME", "IMAGES", "Z_DIM", "DPM", "E AND G", "SEEN BY DPM", "BY PDAE", "")]
+        for name, preset in PRESETS.items():
+            with torch.device("meta"):  # counts only: no memory
+                dpm = preset.dpm()
+                trained = preset.pdae(dpm).trainable()
+            counts = [f"{sum(p.numel() for p in part.parameters()) / 1e6:.1f}M" for part in (dpm, trained)]
+            seen = [f"{c.steps * c.batch_size / 1e6:.1f}M" for c in (preset.pretrain, preset.train)]
+            side = preset.unet.image_size
+            rows.append((name, f"{preset.unet.in_channels}×{side}×{side}", str(preset.encoder.z_dim), *counts, *seen, preset.about))
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        for row in rows:
+            print("  ".join(cell.ljust(width) if i in (0, 7) else cell.rjust(width)
+                            for i, (cell, width) in enumerate(zip(row, widths))).rstrip())
+        return
+    if args.name not in PRESETS:
+        raise UsageError(f"preset {args.name!r}; want one of {', '.join(PRESETS)}")
+    preset = PRESETS[args.name]
+    print(f"{args.name}: {preset.about}")
+    for stage, names in STAGES.items():
+        print(f"\npdae {'pretrain' if stage == 'pretrain' else f'train --method {stage}'}")
+        for name, value in listing(preset, names).items():
+            print(f"  {name}={show(value)}")
+
+
 # ---- arguments to things ----------------------------------------------------------------------------------------------
 
 
-def _preset(args):
-    from .presets import PRESETS
+def _autoencoder(name: str):
+    from .autoencoder import Autoencoder
+    from .checkpoint import load_model
 
-    name = args.preset or args.data
-    if name not in PRESETS:
-        raise UsageError(f"--preset {name!r}; want one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-def _data(name: str):
-    from . import data
-
-    sets = {"digits": data.digits, "peeps": data.peeps}
-    if name not in sets:
-        raise UsageError(f"--data {name!r}; want one of {', '.join(sets)}")
-    return sets[name]("train")
-
-
-def _config(config, args):
-    names = ("steps", "batch_size", "lr", "save_every", "log_every", "seed", "weight", "precision", "compile", "tensorboard")
-    given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    return replace(config, **given)
-
-
-def _asset(name: str) -> Path | None:
-    from .data import ASSETS
-
-    path = ASSETS / f"{name}_pdae.safetensors"
-    return path if path.is_file() else None
-
-
-def _dpm(name: str):
-    from .checkpoint import CheckpointError, load_model
-    from .model import PDAE
-
-    path = _asset(name) or Path(name)
+    path = asset(name) or Path(name)
     model = load_model(path)
-    model = model.dpm if isinstance(model, PDAE) else model
-    if not hasattr(model, "trunk"):
-        raise CheckpointError(f"{path}: holds a {type(model).__name__}; want a DPM or a PDAE")
+    if not isinstance(model, Autoencoder):
+        raise UsageError(f"{path}: holds a {type(model).__name__}; want a PDAE or a DiffAE")
     return model
-
-
-def _pdae(name: str):
-    from .model import PDAE
-
-    return PDAE.load(_asset(name) or Path(name))
 
 
 def _read_image(path: str, channels: int, size: int):

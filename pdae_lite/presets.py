@@ -1,28 +1,71 @@
-"""Presets: everything a training run needs, as frozen dataclasses. `pdae pretrain` and `pdae train` start from one."""
-from dataclasses import dataclass
+"""Presets: everything a training run needs, as frozen dataclasses. `pdae pretrain` and `pdae train` start from one, and
+change any of it by `--set NAME=VALUE`."""
+from dataclasses import asdict, dataclass, field, replace
 
-from .encoder import EncoderConfig, SemanticEncoder
+import torch
+from torch import nn
+
+from .diffae import DiffAE
+from .encoder import EncoderConfig, LabelEncoder, SemanticEncoder
+from .image_files import CELEBA64_CROP
 from .model import PDAE
 from .prediction import as_epsilon
 from .schedule import NoiseSchedule
+from .sources import LMDBConfig
 from .training import TrainConfig
 from .unet import UNet, UNetConfig
 
 
 @dataclass(frozen=True)
-class Preset:
-    """A DPM, a PDAE on it, and how to train both. `prediction` and `precondition`: see `prediction` and `PDAE`."""
+class LabelConfig:
+    """In place of an encoder of images: z is an embedding of the label, and G is class-conditional."""
 
+    num_classes: int = 10
+    z_dim: int = 512
+
+
+# What each kind of run takes from a preset: the name on the command line -> the field.
+STAGES = {
+    "pretrain": {"unet": "unet", "train": "pretrain", "prediction": "prediction", "lmdb": "lmdb"},
+    "pdae": {"encoder": "encoder", "train": "train", "precondition": "precondition", "lmdb": "lmdb"},
+    "diffae": {"unet": "unet", "encoder": "encoder", "train": "train_diffae", "prediction": "prediction", "lmdb": "lmdb"},
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A DPM, a PDAE on it, a Diff-AE beside them, and how to train each. `prediction` and `precondition`: see `prediction`
+    and `PDAE`. `data`: the data set that takes this preset unless another is named; "": none."""
+
+    about: str
     unet: UNetConfig
-    encoder: EncoderConfig
+    encoder: EncoderConfig | LabelConfig
     pretrain: TrainConfig
     train: TrainConfig
+    train_diffae: TrainConfig
     prediction: str = "epsilon"
     precondition: str | None = None
+    data: str = ""
+    lmdb: LMDBConfig = field(default=LMDBConfig())
+
+    def resized(self, size: int, channels: int) -> "Preset":
+        """The same preset for images of another side, and of other channels."""
+        return replace(self.encoding(size, channels), unet=replace(self.unet, image_size=size, in_channels=channels))
+
+    def encoding(self, size: int, channels: int) -> "Preset":
+        """The same preset with an encoder for such images, as a given DPM wants it."""
+        if isinstance(self.encoder, LabelConfig):
+            return self
+        return replace(self, encoder=replace(self.encoder, image_size=size, in_channels=channels))
 
     def schedule(self) -> NoiseSchedule:
         """The paper's linear schedule."""
-        return NoiseSchedule.linear()
+        with torch.device("cpu"):  # a table of numbers, even where networks are only counted (device "meta")
+            return NoiseSchedule.linear()
+
+    def new_encoder(self) -> nn.Module:
+        """A random encoder."""
+        return LabelEncoder(**asdict(self.encoder)) if isinstance(self.encoder, LabelConfig) else SemanticEncoder(self.encoder)
 
     def dpm(self):
         """A DPM with random weights."""
@@ -30,35 +73,107 @@ class Preset:
 
     def pdae(self, dpm) -> PDAE:
         """A PDAE with a random encoder on a given DPM."""
-        return PDAE(dpm, SemanticEncoder(self.encoder), self.schedule(), precondition=self.precondition)
+        return PDAE(dpm, self.new_encoder(), self.schedule(), precondition=self.precondition)
+
+    def diffae(self) -> DiffAE:
+        """A Diff-AE with random weights: the DPM's network with z in every block, and the PDAE's encoder."""
+        network = UNet(replace(self.unet, z_dim=self.encoder.z_dim))
+        return DiffAE(as_epsilon(network, self.prediction, self.schedule()), self.new_encoder(), self.schedule())
 
 
-# Digits on a CPU: patches of 2×2 pixels and few channels; the encoder's attention at 8×8, because at 16×16 it alone costs
+def _in_all(pretrain: TrainConfig, train: TrainConfig) -> TrainConfig:
+    """A Diff-AE sees as many images as the DPM and the PDAE on it together."""
+    return replace(pretrain, steps=pretrain.steps + train.steps)
+
+
+# ---- for a CPU --------------------------------------------------------------------------------------------------------
+
+# Digits: patches of 2×2 pixels and few channels; the encoder's attention at 8×8, because at 16×16 it alone costs
 # several times the rest of the encoder. v-prediction, because at these sizes a network that predicts ε can't copy x_t
 # finely enough where t is large.
+_DIGITS_DPM = TrainConfig(steps=4000, batch_size=128, lr=1e-3, warmup=200, decay=0.6, ema=0.999, weight="v", augment="affine",
+                          precision="bf16", save_every=250)
+_DIGITS_PDAE = replace(_DIGITS_DPM, steps=3000)
 DIGITS = Preset(
+    about="5,000 digits that ship, on a CPU",
     unet=UNetConfig(image_size=32, in_channels=1, base_channels=48, channel_mult=(1, 2, 2), num_res_blocks=1,
                     attention_downsampling=(2, 4), patch_size=2),
     encoder=EncoderConfig(image_size=32, in_channels=1, channels=(64, 128, 128), attention_after=1, z_dim=32),
-    pretrain=TrainConfig(steps=4000, batch_size=128, lr=1e-3, warmup=200, decay=0.6, ema=0.999, weight="v", augment="affine",
-                         precision="bf16", save_every=250),
-    train=TrainConfig(steps=3000, batch_size=128, lr=1e-3, warmup=200, decay=0.6, ema=0.999, weight="v", augment="affine",
-                      precision="bf16", save_every=250),
-    prediction="v",
-    precondition="v",
+    pretrain=_DIGITS_DPM, train=_DIGITS_PDAE, train_diffae=_in_all(_DIGITS_DPM, _DIGITS_PDAE),
+    prediction="v", precondition="v", data="digits",
 )
 
-# Faces on a CPU: 64×64 pixels in patches of 2×2, few channels. The faces are mirrored at random, as a half of them is drawn.
+# 60,000 digits need no distortion.
+_MNIST_DPM, _MNIST_PDAE = (replace(c, augment=None, steps=2 * c.steps, save_every=500) for c in (_DIGITS_DPM, _DIGITS_PDAE))
+MNIST = replace(DIGITS, about="all 60,000 digits of MNIST, by torchvision, on a CPU", data="torchvision:mnist",
+                pretrain=_MNIST_DPM, train=_MNIST_PDAE, train_diffae=_in_all(_MNIST_DPM, _MNIST_PDAE))
+
+# Faces: 64×64 pixels in patches of 2×2, few channels. The faces are mirrored at random, as a half of them is drawn.
+_PEEPS_DPM = TrainConfig(steps=6000, batch_size=64, lr=1e-3, warmup=300, decay=0.6, ema=0.999, weight="v", flip=True,
+                         precision="bf16", save_every=500)
+_PEEPS_PDAE = replace(_PEEPS_DPM, steps=5000)
 PEEPS = Preset(
+    about="drawn faces that ship, on a CPU",
     unet=UNetConfig(image_size=64, in_channels=3, base_channels=32, channel_mult=(1, 2, 2, 2), num_res_blocks=1,
                     attention_downsampling=(4, 8), patch_size=2),
     encoder=EncoderConfig(image_size=64, in_channels=3, channels=(64, 128, 128, 128), attention_after=2, z_dim=64),
-    pretrain=TrainConfig(steps=6000, batch_size=64, lr=1e-3, warmup=300, decay=0.6, ema=0.999, weight="v", flip=True,
-                         precision="bf16", save_every=500),
-    train=TrainConfig(steps=5000, batch_size=64, lr=1e-3, warmup=300, decay=0.6, ema=0.999, weight="v", flip=True,
-                      precision="bf16", save_every=500),
-    prediction="v",
-    precondition="v",
+    pretrain=_PEEPS_DPM, train=_PEEPS_PDAE, train_diffae=_in_all(_PEEPS_DPM, _PEEPS_PDAE),
+    prediction="v", precondition="v", data="peeps",
 )
 
-PRESETS: dict[str, Preset] = {"digits": DIGITS, "peeps": PEEPS}
+# ---- for one GPU ------------------------------------------------------------------------------------------------------
+
+# Whole pixels (patch_size 1), 64 channels everywhere, which fills tensor cores, and files that still fit the package.
+# Steps are an estimate, not a measurement: at 190 TFLOP/s of useful arithmetic in bf16 (an H100) and 13.5, 15.2 GFLOP an
+# image, peeps take ten minutes for the DPM and ten for the PDAE; digits (5.3, 5.6 GFLOP) two minutes each, for more images
+# than that would only fit 4,500 digits by heart.
+_GPU = {"batch_size": 512, "ema": 0.9995, "warmup": 500, "compile": True, "save_every": 2000}
+_PEEPS_GPU_DPM, _PEEPS_GPU_PDAE = replace(_PEEPS_DPM, steps=16_400, **_GPU), replace(_PEEPS_PDAE, steps=14_600, **_GPU)
+PEEPS_GPU = replace(
+    PEEPS, about="drawn faces that ship, on one H100", data="",
+    unet=UNetConfig(image_size=64, in_channels=3, base_channels=64, channel_mult=(1, 1, 1, 1), num_res_blocks=1,
+                    attention_downsampling=(4, 8)),
+    pretrain=_PEEPS_GPU_DPM, train=_PEEPS_GPU_PDAE, train_diffae=_in_all(_PEEPS_GPU_DPM, _PEEPS_GPU_PDAE),
+)
+_DIGITS_GPU_DPM, _DIGITS_GPU_PDAE = (replace(c, steps=8000, **_GPU) for c in (_DIGITS_DPM, _DIGITS_PDAE))
+DIGITS_GPU = replace(
+    DIGITS, about="5,000 digits that ship, on one H100", data="",
+    unet=UNetConfig(image_size=32, in_channels=1, base_channels=64, channel_mult=(1, 1, 1), num_res_blocks=2,
+                    attention_downsampling=(2, 4)),
+    pretrain=_DIGITS_GPU_DPM, train=_DIGITS_GPU_PDAE, train_diffae=_in_all(_DIGITS_GPU_DPM, _DIGITS_GPU_PDAE),
+)
+
+# ---- the paper's ------------------------------------------------------------------------------------------------------
+
+# Numbers of images, optimizer and batch: the paper, Section 4 and appendix. U-Nets: those of the Diff-AE baselines
+# (Preechakul et al. 2022), on which PDAE builds; widths of the encoder: the paper's. They come from the literature: where
+# a released YAML file is at hand, `interop.load_released_pdae` reads the networks from it, and it decides.
+# Ours are bf16, channels_last, torch.compile and gradient clipping at norm 1. ImageNet's network isn't stated: the 64×64 one.
+_UNET_64 = UNetConfig(image_size=64, base_channels=64, channel_mult=(1, 2, 4, 8), attention_downsampling=(4,), dropout=0.1)
+_UNET_128 = UNetConfig(image_size=128, base_channels=128, channel_mult=(1, 1, 2, 3, 4), attention_downsampling=(8,), dropout=0.1)
+_ENCODER_64 = EncoderConfig(image_size=64, channels=(64, 128, 128, 128), attention_after=1, z_dim=512)
+_ENCODER_128 = EncoderConfig(image_size=128, channels=(64, 128, 256, 256, 256), attention_after=2, z_dim=512)
+
+
+def _paper(about: str, unet: UNetConfig, encoder: EncoderConfig | LabelConfig, dpm: int, pdae: int, **options) -> Preset:
+    """`dpm`, `pdae`: millions of images that each saw. A Diff-AE sees as many as the DPM, as in its own paper."""
+    def recipe(millions: int, weight: str) -> TrainConfig:
+        return TrainConfig(steps=-(-millions * 1_000_000 // 128), batch_size=128, lr=1e-4, ema=0.9999, weight=weight, flip=True,
+                           precision="bf16", compile=True, workers=8, save_every=5000, log_every=500)
+
+    return Preset(about, unet, encoder, recipe(dpm, "simple"), recipe(pdae, "pdae"), recipe(dpm, "simple"), **options)
+
+
+PRESETS: dict[str, Preset] = {
+    "digits": DIGITS,
+    "peeps": PEEPS,
+    "mnist": MNIST,
+    "digits_gpu": DIGITS_GPU,
+    "peeps_gpu": PEEPS_GPU,
+    "celeba64": _paper("the paper's CelebA", _UNET_64, _ENCODER_64, 72, 38, data="torchvision:celeba", lmdb=LMDBConfig(crop=CELEBA64_CROP)),
+    "ffhq128": _paper("the paper's FFHQ", _UNET_128, _ENCODER_128, 130, 64),
+    "horse128": _paper("the paper's LSUN Horse", _UNET_128, _ENCODER_128, 130, 64),
+    "bedroom128": _paper("the paper's LSUN Bedroom", _UNET_128, _ENCODER_128, 120, 70),
+    "celebahq128": _paper("the paper's CelebA-HQ", _UNET_128, _ENCODER_128, 52, 25),
+    "imagenet64": _paper("the paper's ImageNet, with G conditional on the class", _UNET_64, LabelConfig(1000), 77, 38),
+}

@@ -1,4 +1,5 @@
 """The pdae command, as a user types it."""
+import io
 import subprocess
 import sys
 
@@ -9,7 +10,11 @@ from PIL import Image
 from pdae_lite import cli
 from pdae_lite.checkpoint import load_model, read
 from pdae_lite.model import PDAE
+from pdae_lite.presets import PRESETS
+from pdae_lite.schedule import LOSS_WEIGHTS
+from pdae_lite.sources import SYNTAX, LMDBConfig, open_source
 
+TINY = ["--set", "unet.base_channels=8", "--precision", "no"]
 SMALL = ["--data", "digits", "--batch-size", "8", "--save-every", "2", "--precision", "no"]
 
 
@@ -113,5 +118,152 @@ def test_a_wrong_value_exits_2(capsys):
 
 def test_module_runs_as_a_command():
     done = subprocess.run([sys.executable, "-m", "pdae_lite", "--help"], capture_output=True, text=True, check=True)
-    for command in ("pretrain", "train", "reconstruct", "info"):
+    for command in ("pretrain", "train", "presets", "reconstruct", "info"):
         assert command in done.stdout
+
+
+# ---- presets and settings -----------------------------------------------------------------------------------------------
+
+
+def test_presets_are_listed_with_their_sizes(capsys):
+    assert run("presets") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(PRESETS)
+    assert next(line for line in lines if line.startswith("ffhq128")).split()[:7] == [
+        "ffhq128", "3×128×128", "512", "98.6M", "82.4M", "130.0M", "64.0M"]
+    assert run("presets", "celeba64") == 0
+    out = capsys.readouterr().out
+    for line in ("pdae pretrain", "  unet.channel_mult=1,2,4,8", "  train.weight=simple", "pdae train --method pdae", "  encoder.z_dim=512",
+                 "  train.weight=pdae", "  lmdb.crop=57,25,128,128", "pdae train --method diffae"):
+        assert line in out.splitlines(), line
+
+
+def test_set_changes_networks_and_training(trained, tmp_path):
+    short = ["--data", "digits", "--steps", 1, "--batch-size", 4]
+    assert run("pretrain", *short, *TINY, "--set", "train.lr=3e-4", "--set", "prediction=epsilon", "--out", tmp_path / "dpm") == 0
+    dpm = load_model(tmp_path / "dpm/model.safetensors")
+    assert type(dpm).__name__ == "UNet" and dpm.config.base_channels == 8
+    assert (dpm.metadata["training"]["lr"], dpm.metadata["training"]["batch_size"], dpm.metadata["preset"]) == (3e-4, 4, "digits")
+    assert run("train", "--dpm", tmp_path / "dpm/model.safetensors", *short, "--precision", "no", "--set", "encoder.z_dim=5",
+              "--set", "encoder.channels=8,8", "--set", "train.batch_size=2", "--out", tmp_path / "pdae") == 0
+    pdae = load_model(tmp_path / "pdae/model.safetensors")
+    assert pdae.z_dim == 5 and pdae.metadata["training"]["batch_size"] == 4  # short options win
+
+
+def test_a_pdae_takes_the_preset_that_its_dpm_was_trained_with(tmp_path):
+    assert run("pretrain", "--data", "peeps", "--preset", "peeps_gpu", *TINY, "--no-compile", "--steps", 1, "--batch-size", 2,
+               "--out", tmp_path / "dpm") == 0
+    assert run("train", "--dpm", tmp_path / "dpm/model.safetensors", "--data", "peeps", "--precision", "no", "--no-compile", "--steps", 1,
+               "--batch-size", 2, "--out", tmp_path / "pdae") == 0
+    facts = load_model(tmp_path / "pdae/model.safetensors").metadata
+    assert facts["preset"] == "peeps_gpu" and facts["training"]["warmup"] == PRESETS["peeps_gpu"].train.warmup
+
+
+def test_diffae_is_trained_from_scratch_and_rebuilds(tmp_path, capsys):
+    file = tmp_path / "ae/model.safetensors"
+    assert run("train", "--method", "diffae", "--data", "digits", *TINY, "--steps", 1, "--batch-size", 2, "--out", file.parent) == 0
+    model = load_model(file)
+    assert type(model).__name__ == "DiffAE" and model.z_dim == 32 and model.network.config.base_channels == 8
+    Image.new("L", (32, 32), 100).save(tmp_path / "x.png")
+    assert run("reconstruct", tmp_path / "x.png", "--model", file, "--steps", 2, "--out", tmp_path / "y.png") == 0
+
+
+# ---- data ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Four pictures, two in each of two folders."""
+    for i in range(4):
+        folder = tmp_path / "photos" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40 + i, 30), 50).convert("RGB").save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_a_folder_of_one_s_own_at_any_size(photos, tmp_path):
+    tiny = [*TINY, "--steps", 1, "--batch-size", 2]
+    assert run("pretrain", "--data", photos, "--size", 32, *tiny, "--out", tmp_path / "dpm") == 0
+    dpm = load_model(tmp_path / "dpm/model.safetensors")
+    assert (dpm.config.image_size, dpm.config.in_channels, dpm.metadata["preset"]) == (32, 3, "peeps")
+    assert run("train", "--dpm", tmp_path / "dpm/model.safetensors", "--data", f"classes:{photos}", "--precision", "no", "--steps", 1,
+               "--batch-size", 2, "--out", tmp_path / "pdae") == 0
+    assert load_model(tmp_path / "pdae/model.safetensors").encoder.config.image_size == 32
+    assert run("pretrain", "--data", photos, "--preset", "digits", *tiny, "--out", tmp_path / "grey") == 0
+    assert load_model(tmp_path / "grey/model.safetensors").config.in_channels == 1
+
+
+def test_sources(photos, tmp_path, monkeypatch):
+    assert open_source("digits", 32, 1)[0][0].shape == (1, 32, 32)
+    assert open_source(str(photos), 16, 3)[3].shape == (3, 16, 16)
+    classes = open_source(f"classes:{photos}", 16, 1)
+    assert classes.classes == ["a", "b"] and [label for _, label in (classes[i] for i in range(4))] == [0, 0, 1, 1]
+    seen = []
+
+    def torchvision_set(name, split, root, download, size):
+        seen.append((name, split, root, download, size))
+        return [torch.zeros(3, size, size, dtype=torch.uint8)]
+
+    monkeypatch.setattr("pdae_lite.data.torchvision_set", torchvision_set)
+    for spec, download in (("torchvision:celeba", False), ("torchvision:celeba:/a:b", True)):
+        open_source(spec, 64, 3, download)
+    assert seen == [("celeba", "train", "data", False, 64), ("celeba", "train", "/a:b", True, 64)]
+
+    lmdb = pytest.importorskip("lmdb")
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(buffer, "PNG")  # 256×256, black at the top
+    with lmdb.open(str(tmp_path / "x.lmdb"), map_size=2**24) as environment, environment.begin(write=True) as transaction:
+        for key, value in {"length": b"3", **{f"256-{i:05d}": buffer.getvalue() for i in range(3)}}.items():
+            transaction.put(key.encode(), value)
+    images = open_source(f"lmdb:{tmp_path / 'x.lmdb'}", 16, 3, lmdb=LMDBConfig(start=1, crop=(0, 0, 32, 32)))
+    assert len(images) == 2 and images[0].max() < 40
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["--data", "PHOTOS"], "has no preset of its own; add --preset NAME (`pdae presets` lists them) or --size S"),
+    (["--data", "PHOTOS", "--size", "20"], "image_size=20; want a multiple of 16"),
+    (["--data", "nowhere", "--size", "32"], "nowhere: no such folder; want digits, peeps, FOLDER"),
+    (["--data", "lmdb:nowhere", "--size", "32"], "nowhere doesn't exist"),
+    (["--data", "torchvision:mnist:nowhere"], "mnist isn't in nowhere"),
+    (["--data", "torchvision:svhn", "--size", "32"], "name 'svhn'; want one of mnist"),
+    (["--data", "digits", "--download"], "--download, but --data digits is nothing to fetch"),
+    (["--data", "digits", "--size", "16"], "--data digits holds images of 1×32×32, the model takes 1×16×16"),
+    (["--data", "digits", "--preset", "dogs"], "--preset 'dogs'; want one of digits, peeps, "),
+    (["--data", "digits", "--set", "train.learning_rate=1"], "setting 'train.learning_rate' is unknown here"),
+    (["--data", "classes:PHOTOS/a", "--size", "32"], "0.png is in no subfolder"),
+])
+def test_data_and_settings_that_are_wrong(photos, argv, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("pretrain", *(a.replace("PHOTOS", str(photos)) for a in argv), "--out", "x") == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv, says", [
+    ([], "--dpm is missing"),
+    (["--dpm", "digits", "--size", "64"], "--size 64, but the DPM digits takes 32×32"),
+    (["--dpm", "digits", "--method", "diffae"], "leave --dpm out"),
+    (["--dpm", "digits", "--set", "unet.base_channels=8"], "setting 'unet.base_channels' is unknown here"),
+])
+def test_methods_say_what_they_need(argv, says, tmp_path, capsys):
+    assert run("train", "--data", "digits", *argv, "--out", tmp_path / "x") == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_help_names_every_weighting_and_data_set(capsys):
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"loss weighting: {', '.join([*LOSS_WEIGHTS][:-1])} or {[*LOSS_WEIGHTS][-1]} " in out
+    for word in SYNTAX.replace(" or", ",").split(", "):
+        assert word in out
+
+
+def test_torchrun_joins_its_processes(tmp_path):
+    """Where there is no GPU, processes that don't know of each other would train the same model into one folder. (That two
+    joined ones train as one does: test_training.)"""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    done = subprocess.run([*torchrun, "-m", "pdae_lite", "pretrain", "--data", "digits", *TINY, "--batch-size", "3", "--out", tmp_path],
+                          capture_output=True, text=True)
+    assert done.returncode and "batch_size=3 doesn't divide by 2 processes" in done.stderr

@@ -1,0 +1,205 @@
+"""The commands that train: `pdae pretrain` and `pdae train`."""
+import argparse
+import contextlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from .settings import UsageError, override
+
+DATA = """training data: digits or peeps, which ship; FOLDER, every image below it; classes:FOLDER, the same with a subfolder
+for each class; lmdb:PATH, in Diff-AE's layout; torchvision:NAME[:ROOT], mnist, fashion_mnist, cifar10 or celeba in the folder
+ROOT (default: data)"""
+FLAGS = (("steps", int, "optimizer steps"), ("batch-size", int, "images a step"), ("lr", float, "learning rate"),
+         ("save-every", int, "steps between checkpoints"), ("log-every", int, "steps between log entries"),
+         ("seed", int, "seed of weights, data order and noise"))
+WITHOUT_PRESET = "peeps"  # whose networks --size alone stretches to other images
+
+
+def add_commands(commands) -> None:
+    """Add the commands to an argparse subparsers object."""
+    pretrain = commands.add_parser("pretrain", help="train a diffusion model (the DPM)",
+                                   description="Train a diffusion model from scratch.")
+    pretrain.set_defaults(run=_pretrain)
+    _options(pretrain)
+
+    train = commands.add_parser("train", help="train a PDAE on a frozen DPM, or a Diff-AE",
+                                description="Train an encoder and a gradient estimator on a frozen diffusion model (PDAE); or, with "
+                                            "--method diffae, an encoder and a diffusion model together, from scratch.")
+    train.add_argument("--method", choices=tuple(_METHODS), default="pdae", help="what to train (default: %(default)s)")
+    train.add_argument("--dpm", metavar="FILE",
+                       help="for pdae: the pre-trained DPM, a file of `pdae pretrain`, or the name of a shipped model (digits)")
+    train.set_defaults(run=_train)
+    _options(train)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, metavar="DATA", help=DATA)
+    parser.add_argument("--download", action="store_true", help="let torchvision fetch the data set if it isn't in its folder")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for model.safetensors (EMA weights) and checkpoints")
+    parser.add_argument("--preset", metavar="NAME", help="networks and settings; `pdae presets` lists them (default: the one that the "
+                                                         "DPM was trained with, or else the data set's)")
+    parser.add_argument("--size", type=int, metavar="S", help="side of the images in pixels (default: the preset's); without a preset, the "
+                                                              f"networks of {WITHOUT_PRESET} for that side")
+    for name, kind, what in FLAGS:
+        parser.add_argument(f"--{name}", type=kind, metavar=name[0].upper(), help=f"{what} (default: the preset's)")
+    parser.add_argument("--weight", help="loss weighting: pdae, simple, vlb, p2, min_snr or v (default: the preset's)")
+    parser.add_argument("--precision", choices=("no", "bf16"), help="autocast to bf16, or not (default: the preset's)")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile the training step, or don't (default: "
+                                                                                 "the preset's)")
+    parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, help="also log for TensorBoard (default: the preset's)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+                        help="change any setting, such as train.warmup=500, unet.channel_mult=1,2,2 or encoder.z_dim=128; may be given "
+                             "several times; `pdae presets NAME` lists the settings of a preset. The options above win over it")
+
+
+# ---- commands -----------------------------------------------------------------------------------------------------------
+
+
+def _pretrain(args) -> None:
+    _join_processes()
+    preset = _sized(args, "pretrain")
+    data, config = _data(args, preset), preset.pretrain
+    _seed(config)
+    _run(preset.dpm(), data, config, args, schedule=preset.schedule())
+
+
+def _train(args) -> None:
+    _join_processes()
+    _METHODS[args.method](args)
+
+
+def _train_pdae(args) -> None:
+    if args.dpm is None:
+        raise UsageError("--dpm is missing; train a DPM by `pdae pretrain`, or name a shipped model (digits)")
+    dpm = load_dpm(args.dpm)
+    size, channels = dpm.config.image_size, dpm.config.in_channels
+    if args.size not in (None, size):
+        raise UsageError(f"--size {args.size}, but the DPM {args.dpm} takes {size}×{size}")
+    preset = _settings(args, "pdae", _preset(args, dpm).encoding(size, channels))
+    data, config = _data(args, preset, size, channels), preset.train
+    _seed(config)
+    _run(preset.pdae(dpm), data, config, args, metadata={"dpm": args.dpm})
+
+
+def _train_diffae(args) -> None:
+    if args.dpm is not None:
+        raise UsageError(f"--dpm {args.dpm}, but --method diffae trains everything from scratch; leave --dpm out")
+    preset = _sized(args, "diffae")
+    data, config = _data(args, preset), preset.train_diffae
+    _seed(config)
+    _run(preset.diffae(), data, config, args)
+
+
+_METHODS = {"pdae": _train_pdae, "diffae": _train_diffae}
+
+
+def _join_processes() -> None:
+    """Under torchrun: find the other processes. Where there is no GPU, accelerate must be told so, or else each process
+    would train by itself, all into the same folder."""
+    if "LOCAL_RANK" not in os.environ:
+        return
+    import torch
+    from accelerate import PartialState
+
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None or device.type == "mps":  # one MPS device can't be shared
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    processes = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true").num_processes
+    if processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise UsageError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate finds {processes}")
+
+
+def _seed(config) -> None:
+    import torch
+
+    torch.manual_seed(config.seed)
+
+
+def _run(model, data, config, args, metadata: dict | None = None, **options) -> None:
+    from .training import train
+
+    facts = {"data": args.data, "preset": args.preset, **(metadata or {})}
+    result = train(model, data, config, out=args.out, metadata=facts, **options)
+    last = result.history[-1] if result.history else {}
+    if os.environ.get("RANK", "0") == "0":  # one line, however many processes
+        print(f"{result.path}: {last.get('step', 0)} steps, {last.get('images', 0)} images, loss {last.get('loss', float('nan')):.5f}")
+
+
+# ---- arguments to things ----------------------------------------------------------------------------------------------
+
+
+def _preset(args, dpm=None):
+    """The preset that the arguments choose; its name is left in `args.preset`."""
+    from .presets import PRESETS
+
+    args.preset = args.preset or _default_preset(args, PRESETS, getattr(dpm, "metadata", {}).get("preset"))
+    if args.preset not in PRESETS:
+        raise UsageError(f"--preset {args.preset!r}; want one of {', '.join(PRESETS)}")
+    return PRESETS[args.preset]
+
+
+def _settings(args, stage: str, preset):
+    """The preset as --set and the short options change it."""
+    from .presets import STAGES
+
+    preset, field = override(preset, args.settings, STAGES[stage]), STAGES[stage]["train"]
+    flags = (*(name.replace("-", "_") for name, _, _ in FLAGS), "weight", "precision", "compile", "tensorboard")
+    given = {name: getattr(args, name) for name in flags if getattr(args, name) is not None}
+    return replace(preset, **{field: replace(getattr(preset, field), **given)})
+
+
+def _sized(args, stage: str):
+    preset = _preset(args)
+    return _settings(args, stage, preset if args.size is None else preset.resized(args.size, preset.unet.in_channels))
+
+
+def _default_preset(args, presets: dict, of_dpm: str | None) -> str:
+    if of_dpm in presets:
+        return of_dpm
+    known = ":".join(args.data.split(":")[:2]) if args.data.startswith("torchvision:") else args.data
+    for name, preset in presets.items():
+        if preset.data and preset.data == known:
+            return name
+    if args.size is None:
+        raise UsageError(f"--data {args.data} has no preset of its own; add --preset NAME (`pdae presets` lists them) or --size S")
+    return WITHOUT_PRESET
+
+
+def _data(args, preset, size: int | None = None, channels: int | None = None):
+    from .sources import open_source
+
+    with _one_first(args.download):
+        return open_source(args.data, size or preset.unet.image_size, channels or preset.unet.in_channels, args.download, preset.lmdb)
+
+
+def _one_first(wait: bool):
+    """With several processes: one downloads while the others wait."""
+    if not wait or "LOCAL_RANK" not in os.environ:
+        return contextlib.nullcontext()
+    from accelerate import PartialState
+
+    return PartialState().local_main_process_first()
+
+
+def asset(name: str) -> Path | None:
+    """The file of a shipped model."""
+    from .data import ASSETS
+
+    path = ASSETS / f"{name}_pdae.safetensors"
+    return path if path.is_file() else None
+
+
+def load_dpm(name: str):
+    """The DPM of a file, or of a shipped model."""
+    from .checkpoint import CheckpointError, load_model
+    from .model import PDAE
+
+    path = asset(name) or Path(name)
+    model = load_model(path)
+    if isinstance(model, PDAE):
+        metadata, model = model.metadata, model.dpm
+        model.metadata = metadata
+    if not hasattr(model, "trunk"):
+        raise CheckpointError(f"{path}: holds a {type(model).__name__}; want a DPM or a PDAE")
+    return model

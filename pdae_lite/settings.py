@@ -1,0 +1,109 @@
+"""Settings by name: `unet.channel_mult=1,2,2` changes a field of a frozen dataclass, read by the field's type."""
+import difflib
+import math
+import types
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+class UsageError(ValueError):
+    """Something on the command line is wrong; the message is the one line that the user sees."""
+
+
+def listing(config, names: dict[str, str]) -> dict[str, Any]:
+    """Every setting that `override` takes, with its value: {"unet.image_size": 64, …, "prediction": "v"}."""
+    found = {}
+    for name, field in names.items():
+        value = getattr(config, field)
+        found |= {f"{name}.{f.name}": getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else {name: value}
+    return found
+
+
+def override(config, settings: Iterable[str], names: dict[str, str]):
+    """A copy of a dataclass with some of its settings, and those of the dataclasses in it, changed.
+
+    Args:
+        config: a frozen dataclass, such as a `Preset`.
+        settings: "NAME=VALUE" each; the last of several with one name counts.
+        names: what may be set: the name in front of the dot (or all of the name) -> the field of `config`.
+
+    Raises:
+        UsageError: no such setting (with those of a similar name), or a value of another type. Dataclasses check the rest.
+    """
+    known, changes = listing(config, names), {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip()
+        if not equals:
+            raise UsageError(f"setting {setting!r}; want NAME=VALUE, for example train.lr=3e-4")
+        if name not in known:
+            raise UsageError(f"setting {name!r} is unknown here; {_similar(name, known)}")
+        first, _, last = name.partition(".")
+        changes.setdefault(names[first], {})[last] = (name, text)
+    top = {}
+    for field, given in changes.items():
+        section = getattr(config, field)
+        if is_dataclass(section):
+            top[field] = replace(section, **{k: _parse(*v, get_type_hints(type(section))[k]) for k, v in given.items()})
+        else:
+            top[field] = _parse(*given[""], get_type_hints(type(config))[field])
+    return replace(config, **top)
+
+
+def show(value) -> str:
+    """A value as `override` reads it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(show, value)) if isinstance(value, tuple) else str(value)
+
+
+def _similar(name: str, known: Iterable[str]) -> str:
+    last = name.rpartition(".")[2]
+    same = [k for k in known if k.rpartition(".")[2] == last]
+    near = same or difflib.get_close_matches(name, known, 3, 0.7) or [
+        k for k in known if difflib.get_close_matches(last, [k.rpartition(".")[2]], 1, 0.7)][:3]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"want one of {', '.join(dict.fromkeys(k.partition('.')[0] + ('.…' if '.' in k else '') for k in known))}"
+
+
+def _parse(name: str, text: str, kind) -> Any:
+    try:
+        return _read(text.strip(), kind)
+    except ValueError:
+        raise UsageError(f"setting {name}={text}; want {_wanted(kind)}") from None
+
+
+def _read(text: str, kind) -> Any:
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if text.lower() == "none" and type(None) in inside:
+            return None
+        (kind,) = (k for k in inside if k is not type(None))
+        return _read(text, kind)
+    if origin is tuple:
+        parts = [p for p in text.strip("()[] ").split(",") if p.strip()]
+        if inside[-1] is not Ellipsis and len(parts) != len(inside):
+            raise ValueError
+        return tuple(_read(p.strip(), inside[0]) for p in parts)
+    if kind is bool:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if text.lower() not in words:
+            raise ValueError
+        return words[text.lower()]
+    if kind is float and not math.isfinite(float(text)):
+        raise ValueError
+    return kind(text)
+
+
+def _wanted(kind) -> str:
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_wanted(k) for k in inside)
+    if origin is tuple:
+        count = "" if inside[-1] is Ellipsis else f"{len(inside)} "
+        return f"{count}{'integers' if inside[0] is int else 'numbers'} separated by commas"
+    return {bool: "true or false", int: "an integer", float: "a number", str: "a word", type(None): "none"}[kind]
