@@ -115,12 +115,12 @@ def read(source: str, download: bool) -> tuple[nn.Module, object, dict]:
         raise ValueError(f"{source}: model {config['_class_name']}; want a UNet2DModel of diffusers (unconditional)")
     try:
         unet, info = diffusers.UNet2DModel.from_pretrained(source, subfolder=folder or None, local_files_only=not download,
-                                                           output_loading_info=True)
+                                                           low_cpu_mem_usage=False, output_loading_info=True)
     except Exception as e:  # a foreign file can fail in any way
         raise CheckpointError(f"{source}: the weights can't be read ({_line(e)}); copy or download it again") from None
-    if info["missing_keys"] or info["unexpected_keys"]:  # diffusers would only warn, and fill in random numbers
-        raise CheckpointError(f"{source}: the weights don't fit config.json ({(info['missing_keys'] + info['unexpected_keys'])[0]}); "
-                              "copy or download it again")
+    wrong = [*info["missing_keys"], *info["unexpected_keys"]]
+    if wrong:  # diffusers would only warn, and fill in random numbers
+        raise CheckpointError(f"{source}: the weights don't fit config.json ({wrong[0]}); copy or download it again")
     inside = local and (Path(source).parent / "model_index.json").is_file()  # a pipeline's model, given by its own folder
     settings, _ = _find(diffusers.DDPMScheduler, str(Path(source).parent) if inside else source, ("scheduler", ""), download)
     scheduler = None
@@ -147,4 +147,5 @@ def _find(kind, source: str, folders: tuple[str, ...], download: bool) -> tuple[
 
 
 def _line(e: Exception) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+    text = " ".join(str(e).split()) or type(e).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

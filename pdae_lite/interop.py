@@ -1,6 +1,6 @@
 """Other people's files in: the PDAE authors' release, and guided-diffusion (ADM). All of them are pickles, read with
 `torch.load(weights_only=True)`, which runs no code; all of them load into this library's own classes, whose
-state-dict names are theirs.
+state-dict names are theirs. diffusers' models and schedulers, which keep their own classes, are in `diffusers_io`.
 """
 import math
 import os
@@ -12,10 +12,13 @@ import yaml
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError
+from .diffusers_io import from_diffusers, sample_with
 from .encoder import EncoderConfig, SemanticEncoder
 from .model import PDAE
 from .schedule import NoiseSchedule
 from .unet import UNet, UNetConfig
+
+__all__ = ["from_diffusers", "load_adm", "load_released_dpm", "load_released_pdae", "sample_with"]
 
 Path_ = str | os.PathLike
 

@@ -164,6 +164,17 @@ class PDAE(Autoencoder):
 
     # ---- files ----------------------------------------------------------------------------------------------------
 
+    def save(self, path, dpm: str | None = None, **metadata) -> None:
+        """Write one self-describing safetensors file: weights, configuration, schedule, and `metadata`. Never pickle.
+
+        `dpm`: "value" or "reference", for one of `interop.from_diffusers`; see `keep` there, which is the default.
+        """
+        if dpm is not None:
+            from .diffusers_dpm import keep_dpm
+
+            keep_dpm(self.dpm, dpm)
+        super().save(path, **metadata)
+
     def to_config(self) -> dict:
         """The configuration as JSON-able values."""
         from .checkpoint import describe
