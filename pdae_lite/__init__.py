@@ -18,8 +18,10 @@ from .unet import GradientEstimator, UNet, UNetConfig
 __version__ = "0.1.0"
 
 # Loaded where they are used, so that importing the library costs little more than importing torch.
-_LAZY = {"checkpoint", "classifier", "cli", "data", "guidance", "interop", "losses", "presets", "sampling", "training", "viz"}
-_LAZY_NAMES = {"train": "training", "TrainConfig": "training", "NoisyClassifier": "classifier", "ClassifierConfig": "classifier"}
+_LAZY = {"checkpoint", "classifier", "cli", "data", "guidance", "interop", "latent", "losses",
+         "presets", "sampling", "training", "viz"}
+_LAZY_NAMES = {"train": "training", "TrainConfig": "training", "LatentDPM": "latent", "LatentConfig": "latent",
+               "NoisyClassifier": "classifier", "ClassifierConfig": "classifier"}
 
 __all__ = ["PDAE", "UNet", "UNetConfig", "GradientEstimator", "SemanticEncoder", "EncoderConfig", "NoiseSchedule",
            "as_epsilon", "load", "shipped", *sorted(_LAZY), *_LAZY_NAMES]

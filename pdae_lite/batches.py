@@ -91,7 +91,7 @@ class Batches:
 
 
 def _collate(items: list) -> tuple[Tensor, Tensor | None]:
-    pairs = [item if isinstance(item, (tuple, list)) else (item, None) for item in items]
+    pairs = [(*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None) for item in items]
     labels = None if pairs[0][1] is None else torch.stack([torch.as_tensor(p[1]) for p in pairs])
     return torch.stack([p[0] for p in pairs]), labels
 

@@ -26,11 +26,13 @@ def _model_types() -> dict[str, type]:
     from .diffae import DiffAE
     from .diffusers_dpm import DiffusersDPM
     from .encoder import LabelEncoder, SemanticEncoder
+    from .latent import LatentDPM
     from .model import PDAE
     from .prediction import AsEpsilon
     from .unet import UNet
 
-    return {cls.__name__: cls for cls in (UNet, AsEpsilon, SemanticEncoder, LabelEncoder, PDAE, DiffAE, NoisyClassifier, DiffusersDPM)}
+    return {cls.__name__: cls for cls in (UNet, AsEpsilon, SemanticEncoder, LabelEncoder, PDAE, DiffAE, NoisyClassifier,
+                                         DiffusersDPM, LatentDPM)}
 
 
 def describe(model: nn.Module) -> dict:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from .checkpoint import CheckpointError
 from .diffusers_io import from_diffusers, sample_with
 from .encoder import EncoderConfig, SemanticEncoder
+from .latent import LatentConfig, LatentDPM, LatentStats
 from .model import PDAE
 from .schedule import NoiseSchedule
 from .unet import UNet, UNetConfig
 
-__all__ = ["from_diffusers", "load_adm", "load_released_dpm", "load_released_pdae", "sample_with"]
+__all__ = ["from_diffusers", "load_adm", "load_released_dpm", "load_released_latent", "load_released_pdae", "sample_with"]
 
 Path_ = str | os.PathLike
 
@@ -63,6 +64,41 @@ def load_released_dpm(checkpoint: Path_, ddpm_config: Path_) -> UNet:
     """
     model = UNet(_released_unet_config(ddpm_config))
     _fill(model, _state(checkpoint, ("ema_denoise_fn",))["ema_denoise_fn"], checkpoint, ddpm_config)
+    return model.eval()
+
+
+def load_released_latent(checkpoint: Path_, config: Path_, latents: Path_) -> LatentDPM:
+    """A latent DPM of the authors' release.
+
+    Args:
+        checkpoint: a file with `ema_latent_denoise_fn`.
+        config: YAML with `latent_denoise_fn_config`.
+        latents: a file with `mean` and `std`, the statistics that codes are normalised with.
+
+    Returns the model in eval mode, float32, on the CPU, on the schedule that the paper gives (β = 0.008 at each of 1000
+    steps; the YAML file names none). The release's own sampler clamps z_T and, in every step, ẑ_0 to [−1, 1], which cuts
+    normalised codes off at one standard deviation. `LatentDPM.sample` doesn't.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or not what it should be.
+    """
+    settings = _yaml(config, ("latent_denoise_fn_config",))["latent_denoise_fn_config"]
+    state = _state(checkpoint, ("ema_latent_denoise_fn",))["ema_latent_denoise_fn"]
+    moments = _state(latents, ())
+    if not settings.get("use_norm", True):
+        raise CheckpointError(f"{config}: use_norm is false; latent DPMs without LayerNorm aren't supported")
+    try:
+        network = LatentConfig(settings["input_channel"], settings["num_layers"], settings["model_channel"],
+                               settings["time_emb_channel"], settings.get("dropout", 0.0))
+        model = LatentDPM(network, stats=LatentStats(moments["mean"], moments["std"]))
+    except KeyError as e:
+        path, what = (latents, "tensor") if e.args[0] in ("mean", "std") else (config, "entry")
+        raise CheckpointError(f"{path}: has no {what} {e.args[0]}; want the file that came with the checkpoint") from None
+    except (ValueError, TypeError) as e:
+        raise CheckpointError(f"{config} and {latents} describe no latent DPM: {e}") from None
+    # The release holds each projection of time under two names.
+    state = {k: v for k, v in state.items() if ".linear_emb." not in k}
+    _fill(model, state | {f"stats.{k}": v for k, v in model.stats.state_dict().items()}, checkpoint, config)
     return model.eval()
 
 

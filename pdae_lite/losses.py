@@ -31,6 +31,16 @@ def pdae_loss(pdae, x_0: Tensor, t: Tensor, eps: Tensor, weight: str | Tensor = 
     return weighted_mse(eps - shifted, t, schedule, weight)
 
 
+def latent_loss(latent, z_0: Tensor, t: Tensor, eps: Tensor, schedule: NoiseSchedule, weight: str | Tensor = "simple") -> Tensor:
+    """E[λ_t |ε − ε_θ(z_t, t)|], the mean absolute error per dimension, for a noise predictor of normalised codes.
+
+    Args: z_0 [N, z_dim] clean normalised codes, t int64 [N], eps [N, z_dim] the noise to add.
+    """
+    error = eps - latent(schedule.add_noise(z_0, t, eps), t)
+    table = schedule.loss_weight(weight) if isinstance(weight, str) else weight
+    return (table.to(error.device)[t] * error.float().abs().flatten(1).mean(1)).mean()
+
+
 # ---- measuring the gap ----------------------------------------------------------------------------------------------
 
 
