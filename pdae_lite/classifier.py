@@ -1,4 +1,4 @@
-"""A classifier of noisy images, p(y | x_t, t), and its gradient: what classifier guidance needs (Section 2.3)."""
+"""A classifier of noisy images, p(y | x_t, t), and its gradient: what classifier guidance needs (eq. 5 and 6)."""
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import keyed
-from .blocks import GroupNorm, check_images, check_labels, timestep_embedding, zeroed
+from .blocks import check_images, check_labels, group_norm, timestep_embedding, zeroed
 from .schedule import NoiseSchedule
 from .unet import UNetConfig, input_blocks, middle_block
 
@@ -30,7 +30,7 @@ class ClassifierConfig:
 
 
 class NoisyClassifier(nn.Module):
-    """p(y | x_t, t): half a U-Net, its features averaged over positions, and a linear layer (after ADM's classifiers).
+    """p(y | x_t, t): half a U-Net, its features averaged over 4×4 cells, and a linear layer (after ADM's classifiers).
 
     Call: x_t [N, C, H, W], t int64 [N] -> logits [N, num_classes]. The last layer starts at zero: an untrained classifier says
     1/num_classes everywhere, and its guidance is none.
@@ -45,10 +45,10 @@ class NoisyClassifier(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(unet.base_channels, width), nn.SiLU(), nn.Linear(width, width))
         self.input_blocks, skips = input_blocks(unet)
         self.middle_block = middle_block(unet)
-        channels = skips[-1]
-        # One group: the mean of a channel over positions is what the last layer sees, and small groups would take it out.
-        self.out = nn.Sequential(GroupNorm(1, channels), nn.SiLU(), nn.AdaptiveAvgPool2d(1),
-                                 zeroed(nn.Conv2d(channels, config.num_classes, 1)), nn.Flatten())
+        # Averages over cells, not over the whole image: where a stroke is tells digits apart, and few channels can't say it.
+        channels, cells = skips[-1], min(4, unet.image_size // unet.size_multiple)
+        self.out = nn.Sequential(group_norm(channels), nn.SiLU(), nn.AdaptiveAvgPool2d(cells), nn.Flatten(),
+                                 zeroed(nn.Linear(channels * cells**2, config.num_classes)))
 
     @property
     def num_classes(self) -> int:
