@@ -18,8 +18,8 @@ from .unet import GradientEstimator, UNet, UNetConfig
 __version__ = "0.1.0"
 
 # Loaded where they are used, so that importing the library costs little more than importing torch.
-_LAZY = {"checkpoint", "classifier", "cli", "data", "guidance", "interop", "latent", "losses",
-         "presets", "sampling", "training", "viz"}
+_LAZY = {"attributes", "bidirectional", "checkpoint", "classifier", "cli", "data", "diagnostics", "doctor", "features", "guidance", "interop",
+         "latent", "losses", "metrics", "presets", "sampling", "training", "viz"}
 _LAZY_NAMES = {"train": "training", "TrainConfig": "training", "LatentDPM": "latent", "LatentConfig": "latent",
                "NoisyClassifier": "classifier", "ClassifierConfig": "classifier"}
 
@@ -45,7 +45,8 @@ def load(name: str, kind: str = "pdae", device="cpu"):
 
     Args:
         name: the data set, for example "digits".
-        kind: "pdae", or "dpm" for the frozen DPM inside it; `shipped` lists all.
+        kind: "pdae", or "dpm" for the frozen DPM inside it; "features", the network to measure in; "probe", linear
+            probes on the PDAE's codes, and "diffae_probe" on the Diff-AE's; `shipped` lists all.
 
     Raises:
         ValueError: nothing of that name and kind ships; the message lists what does.

@@ -22,17 +22,19 @@ class CheckpointError(ValueError):
 
 
 def _model_types() -> dict[str, type]:
+    from .attributes import LinearProbe
     from .classifier import NoisyClassifier
     from .diffae import DiffAE
     from .diffusers_dpm import DiffusersDPM
     from .encoder import LabelEncoder, SemanticEncoder
+    from .features import FeatureNet
     from .latent import LatentDPM
     from .model import PDAE
     from .prediction import AsEpsilon
     from .unet import UNet
 
     return {cls.__name__: cls for cls in (UNet, AsEpsilon, SemanticEncoder, LabelEncoder, PDAE, DiffAE, NoisyClassifier,
-                                         DiffusersDPM, LatentDPM)}
+                                         DiffusersDPM, FeatureNet, LatentDPM, LinearProbe)}
 
 
 def describe(model: nn.Module) -> dict:

@@ -138,7 +138,12 @@ class LinearGaussian:
         if not 0 <= z_dim <= flat.shape[1]:
             raise ValueError(f"z_dim={z_dim}; want 0 … {flat.shape[1]}")
         self.shape, self.z_dim, self.mean = x_0.shape[1:], z_dim, flat.mean(0)
-        variance, basis = torch.linalg.eigh(torch.cov(flat.T).reshape(flat.shape[1], -1))
+        flat = flat - self.mean
+        if len(flat) < flat.shape[1]:  # of so few images only a few components vary, and the small matrix of products knows them
+            variance, weights = torch.linalg.eigh(flat @ flat.T / (len(flat) - 1))
+            basis = torch.nn.functional.normalize(flat.T @ weights, dim=0)
+        else:
+            variance, basis = torch.linalg.eigh(flat.T @ flat / (len(flat) - 1))
         self.variance, self.basis = variance.flip(0).clamp(min=0), basis.flip(1)  # largest first; columns of basis
 
     def denoiser(self, schedule: NoiseSchedule, x_0: Tensor | None = None):
@@ -163,7 +168,7 @@ class LinearGaussian:
         """E‖ε − ε̂‖² per pixel in closed form for data from the Gaussian itself: [len(ts)]."""
         snr = schedule.snr.double()[torch.as_tensor(ts)][:, None]
         per_component = snr * self.variance / (snr * self.variance + 1)
-        return (per_component[:, self.z_dim :] if with_code else per_component).sum(1).float() / len(self.variance)
+        return (per_component[:, self.z_dim :] if with_code else per_component).sum(1).float() / self.shape.numel()
 
     def fill(self, schedule: NoiseSchedule, ts) -> Tensor:
         """The fill that this linear code reaches on its own Gaussian: [len(ts)]."""
