@@ -48,6 +48,8 @@ ship   = $(BIN)/python scripts/ship.py $(call made,$(1),$(2)) $(1)_$(2)
 dpm    = $(call model,$(1),dpm,pretrain)
 pdae   = $(call model,$(1),pdae,train --dpm $(call made,$(1),dpm)) && $(call ship,$(1),pdae) --dpm $(call made,$(1),dpm)
 diffae = $(call model,$(1),diffae,train --method diffae) && $(call ship,$(1),diffae)
+latent = $(call model,$(1),latent,latent --model $(call made,$(1),pdae)) && $(call ship,$(1),latent)
+classifier = $(call model,$(1),classifier,train --method classifier) && $(call ship,$(1),classifier)
 
 weights: $(READY)
 	$(call dpm,digits)

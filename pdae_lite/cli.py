@@ -1,9 +1,9 @@
-"""The `pdae` command: pre-train a DPM, train a PDAE on it, list presets, rebuild images, look into a file."""
+"""The `pdae` command: pre-train a DPM, train a PDAE on it, list presets, rebuild images, look a model over."""
 import argparse
 import sys
 from pathlib import Path
 
-from .cli_train import add_commands, asset
+from .cli_train import METHODS, add_commands, load_autoencoder, model_file
 from .settings import UsageError, listing, show
 
 EXAMPLES = """examples:
@@ -77,7 +77,7 @@ def _reconstruct(args) -> None:
 
     if Path(args.out).suffix.lower() != ".png":
         raise UsageError(f"--out {args.out}; want a file name that ends in .png")
-    model = _autoencoder(args.model)
+    model = load_autoencoder(args.model)
     config = model.network.config
     images = torch.stack([_read_image(path, config.in_channels, config.image_size) for path in args.images])
     images = -images if args.negative else images
@@ -94,7 +94,7 @@ def _reconstruct(args) -> None:
 def _info(args) -> None:
     from .checkpoint import load_model
 
-    path = asset(args.file) or Path(args.file)
+    path = model_file(args.file)
     model = load_model(path)
     print(f"{path}: {type(model).__name__}, {path.stat().st_size / 1e6:.1f} MB")
     for name, part in model.named_children():
@@ -131,23 +131,12 @@ def _presets(args) -> None:
     preset = PRESETS[args.name]
     print(f"{args.name}: {preset.about}")
     for stage, names in STAGES.items():
-        print(f"\npdae {'pretrain' if stage == 'pretrain' else f'train --method {stage}'}")
+        print(f"\npdae {f'train --method {stage}' if stage in METHODS else stage}")
         for name, value in listing(preset, names).items():
             print(f"  {name}={show(value)}")
 
 
 # ---- arguments to things ----------------------------------------------------------------------------------------------
-
-
-def _autoencoder(name: str):
-    from .autoencoder import Autoencoder
-    from .checkpoint import load_model
-
-    path = asset(name) or Path(name)
-    model = load_model(path)
-    if not isinstance(model, Autoencoder):
-        raise UsageError(f"{path}: holds a {type(model).__name__}; want a PDAE or a DiffAE")
-    return model
 
 
 def _read_image(path: str, channels: int, size: int):

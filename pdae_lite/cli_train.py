@@ -1,4 +1,4 @@
-"""The commands that train: `pdae pretrain` and `pdae train`."""
+"""The commands that train: `pdae pretrain`, `pdae train` and `pdae latent`."""
 import argparse
 import contextlib
 import os
@@ -23,14 +23,26 @@ def add_commands(commands) -> None:
     pretrain.set_defaults(run=_pretrain)
     _options(pretrain)
 
-    train = commands.add_parser("train", help="train a PDAE on a frozen DPM, or a Diff-AE",
-                                description="Train an encoder and a gradient estimator on a frozen diffusion model (PDAE); or, with "
-                                            "--method diffae, an encoder and a diffusion model together, from scratch.")
-    train.add_argument("--method", choices=tuple(_METHODS), default="pdae", help="what to train (default: %(default)s)")
+    train = commands.add_parser("train", help="train a PDAE on a frozen DPM, a Diff-AE, or a classifier of noisy images",
+                                description="Train an encoder and a gradient estimator on a frozen diffusion model (PDAE); or, from "
+                                            "scratch, an encoder and a diffusion model together (diffae), or a classifier of noisy "
+                                            "images, for guidance (classifier).")
+    train.add_argument("--method", choices=tuple(METHODS), default="pdae", help="what to train (default: %(default)s)")
     train.add_argument("--dpm", metavar="FILE",
                        help="for pdae: the pre-trained DPM, a file of `pdae pretrain`, or the name of a shipped model (digits)")
     train.set_defaults(run=_train)
     _options(train)
+    for command in (pretrain, train):
+        command.add_argument("--labels", action="store_true",
+                             help="condition on the class of an image: a DPM that takes it; a PDAE or a Diff-AE with an embedding of it in "
+                                  "place of the encoder")
+
+    latent = commands.add_parser("latent", help="train a latent DPM, which draws new codes",
+                                 description="Encode the training images and train a diffusion model of their codes.")
+    latent.add_argument("--model", required=True, metavar="FILE",
+                        help="the PDAE or Diff-AE whose codes to learn: a file of `pdae train`, or the name of a shipped model (digits)")
+    latent.set_defaults(run=_latent)
+    _options(latent)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +50,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="let torchvision fetch the data set if it isn't in its folder")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for model.safetensors (EMA weights) and checkpoints")
     parser.add_argument("--preset", metavar="NAME", help="networks and settings; `pdae presets` lists them (default: the one that the "
-                                                         "DPM was trained with, or else the data set's)")
+                                                         "given model was trained with, or else the data set's)")
     parser.add_argument("--size", type=int, metavar="S", help="side of the images in pixels (default: the preset's); without a preset, the "
                                                               f"networks of {WITHOUT_PRESET} for that side")
     for name, kind, what in FLAGS:
@@ -60,38 +72,66 @@ def _pretrain(args) -> None:
     _join_processes()
     preset = _sized(args, "pretrain")
     data, config = _data(args, preset), preset.pretrain
+    preset = _labelled(args, preset, data)
     _seed(config)
     _run(preset.dpm(), data, config, args, schedule=preset.schedule())
 
 
 def _train(args) -> None:
     _join_processes()
-    _METHODS[args.method](args)
+    if args.dpm is not None and args.method != "pdae":
+        raise UsageError(f"--dpm {args.dpm}, but --method {args.method} trains everything from scratch; leave --dpm out")
+    METHODS[args.method](args)
 
 
 def _train_pdae(args) -> None:
     if args.dpm is None:
         raise UsageError("--dpm is missing; train a DPM by `pdae pretrain`, or name a shipped model (digits)")
     dpm = load_dpm(args.dpm)
-    size, channels = dpm.config.image_size, dpm.config.in_channels
-    if args.size not in (None, size):
-        raise UsageError(f"--size {args.size}, but the DPM {args.dpm} takes {size}×{size}")
+    size, channels = _takes(args, dpm, dpm.config)
     preset = _settings(args, "pdae", _preset(args, dpm).encoding(size, channels))
     data, config = _data(args, preset, size, channels), preset.train
+    preset = _labelled(args, preset, data)
     _seed(config)
     _run(preset.pdae(dpm), data, config, args, metadata={"dpm": args.dpm})
 
 
 def _train_diffae(args) -> None:
-    if args.dpm is not None:
-        raise UsageError(f"--dpm {args.dpm}, but --method diffae trains everything from scratch; leave --dpm out")
     preset = _sized(args, "diffae")
     data, config = _data(args, preset), preset.train_diffae
+    preset = _labelled(args, preset, data)
     _seed(config)
     _run(preset.diffae(), data, config, args)
 
 
-_METHODS = {"pdae": _train_pdae, "diffae": _train_diffae}
+def _train_classifier(args) -> None:
+    from .sources import count_classes
+
+    preset = _sized(args, "classifier")
+    data, config = _data(args, preset), preset.train_classifier
+    classes = count_classes(data)
+    _seed(config)
+    _run(preset.classifier(classes), data, config, args)
+
+
+def _latent(args) -> None:
+    import torch
+
+    from .latent import latent_codes
+
+    _join_processes()
+    model = load_autoencoder(args.model)
+    size, channels = _takes(args, model, model.network.config)
+    preset = _preset(args, model)
+    preset = _settings(args, "latent", replace(preset, mlp=replace(preset.mlp, z_dim=model.z_dim)))
+    data, config = _data(args, preset, size, channels), preset.train_latent
+    codes, stats = latent_codes(model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu"), data, flip=config.flip,
+                                progress=True)
+    _seed(config)
+    _run(preset.latent(preset.mlp.z_dim, stats), codes, replace(config, flip=False), args, metadata={"model": args.model})
+
+
+METHODS = {"pdae": _train_pdae, "diffae": _train_diffae, "classifier": _train_classifier}
 
 
 def _join_processes() -> None:
@@ -129,11 +169,24 @@ def _run(model, data, config, args, metadata: dict | None = None, **options) -> 
 # ---- arguments to things ----------------------------------------------------------------------------------------------
 
 
-def _preset(args, dpm=None):
-    """The preset that the arguments choose; its name is left in `args.preset`."""
+def _takes(args, model, config) -> tuple[int, int]:
+    """Side and channels of the images that a given model takes; --size may only say the same."""
+    if args.size not in (None, config.image_size):
+        raise UsageError(f"--size {args.size}, but the given {type(model).__name__} takes {config.image_size}×{config.image_size}")
+    return config.image_size, config.in_channels
+
+
+def _labelled(args, preset, data):
+    from .sources import count_classes
+
+    return preset.with_labels(count_classes(data)) if args.labels else preset
+
+
+def _preset(args, given=None):
+    """The preset that the arguments, or the given model, choose; its name is left in `args.preset`."""
     from .presets import PRESETS
 
-    args.preset = args.preset or _default_preset(args, PRESETS, getattr(dpm, "metadata", {}).get("preset"))
+    args.preset = args.preset or _default_preset(args, PRESETS, getattr(given, "metadata", {}).get("preset"))
     if args.preset not in PRESETS:
         raise UsageError(f"--preset {args.preset!r}; want one of {', '.join(PRESETS)}")
     return PRESETS[args.preset]
@@ -154,9 +207,9 @@ def _sized(args, stage: str):
     return _settings(args, stage, preset if args.size is None else preset.resized(args.size, preset.unet.in_channels))
 
 
-def _default_preset(args, presets: dict, of_dpm: str | None) -> str:
-    if of_dpm in presets:
-        return of_dpm
+def _default_preset(args, presets: dict, of_given: str | None) -> str:
+    if of_given in presets:
+        return of_given
     known = ":".join(args.data.split(":")[:2]) if args.data.startswith("torchvision:") else args.data
     for name, preset in presets.items():
         if preset.data and preset.data == known:
@@ -182,12 +235,12 @@ def _one_first(wait: bool):
     return PartialState().local_main_process_first()
 
 
-def asset(name: str) -> Path | None:
-    """The file of a shipped model."""
+def model_file(name: str) -> Path:
+    """The file of a shipped model, such as digits or digits_pdae, or any other."""
     from .data import ASSETS
 
-    path = ASSETS / f"{name}_pdae.safetensors"
-    return path if path.is_file() else None
+    shipped = (path for path in (ASSETS / f"{name}_pdae.safetensors", ASSETS / f"{name}.safetensors") if path.is_file())
+    return next(shipped, Path(name))
 
 
 def load_dpm(name: str):
@@ -195,11 +248,23 @@ def load_dpm(name: str):
     from .checkpoint import CheckpointError, load_model
     from .model import PDAE
 
-    path = asset(name) or Path(name)
+    path = model_file(name)
     model = load_model(path)
     if isinstance(model, PDAE):
         metadata, model = model.metadata, model.dpm
         model.metadata = metadata
     if not hasattr(model, "trunk"):
         raise CheckpointError(f"{path}: holds a {type(model).__name__}; want a DPM or a PDAE")
+    return model
+
+
+def load_autoencoder(name: str):
+    """The PDAE or Diff-AE of a file, or a shipped one."""
+    from .autoencoder import Autoencoder
+    from .checkpoint import load_model
+
+    path = model_file(name)
+    model = load_model(path)
+    if not isinstance(model, Autoencoder):
+        raise UsageError(f"{path}: holds a {type(model).__name__}; want a PDAE or a DiffAE")
     return model

@@ -78,6 +78,22 @@ def open_source(name: str, size: int, channels: int, download: bool = False, lmd
     return images
 
 
+def count_classes(images: Dataset) -> int:
+    """How many classes a data set's labels tell apart.
+
+    Raises:
+        ValueError: no labels, or several an image.
+    """
+    names = getattr(images, "classes", None)
+    if names is not None:
+        return len(names)
+    labels = getattr(images, "labels", None)
+    if labels is None or labels.ndim != 1:
+        what = "no labels" if labels is None else f"{labels.shape[1]} labels an image"
+        raise ValueError(f"the data have {what}; want one class an image, such as digits or classes:FOLDER")
+    return int(labels.max()) + 1
+
+
 def _folder(path: str, size: int, channels: int) -> FolderImages:
     if not Path(path).is_dir():
         raise UsageError(f"--data {path}: no such folder; want {SYNTAX}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pdae_lite import cli
+from pdae_lite import cli, data
 from pdae_lite.checkpoint import load_model, read
 from pdae_lite.model import PDAE
 from pdae_lite.presets import PRESETS
@@ -118,7 +118,7 @@ def test_a_wrong_value_exits_2(capsys):
 
 def test_module_runs_as_a_command():
     done = subprocess.run([sys.executable, "-m", "pdae_lite", "--help"], capture_output=True, text=True, check=True)
-    for command in ("pretrain", "train", "presets", "reconstruct", "info"):
+    for command in ("pretrain", "train", "latent", "presets", "reconstruct", "info"):
         assert command in done.stdout
 
 
@@ -134,7 +134,8 @@ def test_presets_are_listed_with_their_sizes(capsys):
     assert run("presets", "celeba64") == 0
     out = capsys.readouterr().out
     for line in ("pdae pretrain", "  unet.channel_mult=1,2,4,8", "  train.weight=simple", "pdae train --method pdae", "  encoder.z_dim=512",
-                 "  train.weight=pdae", "  lmdb.crop=57,25,128,128", "pdae train --method diffae"):
+                 "  train.weight=pdae", "  lmdb.crop=57,25,128,128", "pdae train --method diffae", "pdae latent",
+                 "  latent.layers=10"):
         assert line in out.splitlines(), line
 
 
@@ -166,6 +167,42 @@ def test_diffae_is_trained_from_scratch_and_rebuilds(tmp_path, capsys):
     assert type(model).__name__ == "DiffAE" and model.z_dim == 32 and model.network.config.base_channels == 8
     Image.new("L", (32, 32), 100).save(tmp_path / "x.png")
     assert run("reconstruct", tmp_path / "x.png", "--model", file, "--steps", 2, "--out", tmp_path / "y.png") == 0
+
+
+def test_labels_in_place_of_an_encoder(trained, tmp_path, capsys):
+    short = ["--data", "digits", "--labels", "--steps", 1, "--batch-size", 2, "--precision", "no"]
+    assert run("pretrain", *short, *TINY, "--out", tmp_path / "dpm") == 0
+    assert load_model(tmp_path / "dpm/model.safetensors").config.num_classes == 10
+    assert run("train", "--dpm", trained / "dpm/model.safetensors", *short, "--set", "encoder.z_dim=6", "--out", tmp_path / "pdae") == 0
+    encoder = load_model(tmp_path / "pdae/model.safetensors").encoder
+    assert (type(encoder).__name__, encoder.num_classes, encoder.z_dim) == ("LabelEncoder", 10, 6)
+    capsys.readouterr()
+    assert run("pretrain", "--data", "peeps", "--labels", "--out", tmp_path / "faces") == 2
+    assert "27 labels an image; want one class an image" in capsys.readouterr().err
+
+
+def test_a_classifier_of_noisy_images(tmp_path):
+    file = tmp_path / "out/model.safetensors"
+    assert run("train", "--method", "classifier", "--data", "digits", *TINY, "--steps", 1, "--batch-size", 2, "--out", file.parent) == 0
+    model = load_model(file)
+    assert type(model).__name__ == "NoisyClassifier" and model.num_classes == 10
+
+
+def test_a_latent_dpm_of_a_model_s_codes(trained, photos, tmp_path, capsys):
+    short = ["--steps", 1, "--batch-size", 2, "--set", "latent.width=16", "--set", "latent.layers=3"]
+    model = trained / "pdae/model.safetensors"
+    assert run("latent", "--model", model, "--data", photos, *short, "--set", "train.flip=true", "--out", tmp_path / "latent") == 0
+    latent, pdae = load_model(tmp_path / "latent/model.safetensors"), load_model(model)
+    assert latent.z_dim == pdae.z_dim and latent.metadata["preset"] == "digits" and latent.config.width == 16
+    images = data.to_float(torch.stack([*open_source(str(photos), 32, 1)]))
+    z = pdae.encode(torch.cat([images, images.flip(-1)])).detach()
+    torch.testing.assert_close(latent.stats.mean, z.mean(0), rtol=1e-4, atol=1e-5)
+    capsys.readouterr()
+    for argv, says in ((["--set", "latent.z_dim=5"], "z_dim=5"), (["--size", "64"], "the given PDAE takes 32×32")):
+        assert run("latent", "--model", model, "--data", photos, *short, *argv, "--out", tmp_path / "other") == 2
+        assert says in capsys.readouterr().err
+    assert run("latent", "--model", trained / "dpm/model.safetensors", "--data", photos, "--out", tmp_path / "other") == 2
+    assert "holds a AsEpsilon; want a PDAE or a DiffAE" in capsys.readouterr().err
 
 
 # ---- data ---------------------------------------------------------------------------------------------------------------
@@ -241,7 +278,7 @@ def test_data_and_settings_that_are_wrong(photos, argv, says, tmp_path, capsys, 
 
 @pytest.mark.parametrize("argv, says", [
     ([], "--dpm is missing"),
-    (["--dpm", "digits", "--size", "64"], "--size 64, but the DPM digits takes 32×32"),
+    (["--dpm", "digits", "--size", "64"], "--size 64, but the given AsEpsilon takes 32×32"),
     (["--dpm", "digits", "--method", "diffae"], "leave --dpm out"),
     (["--dpm", "digits", "--set", "unet.base_channels=8"], "setting 'unet.base_channels' is unknown here"),
 ])
@@ -263,7 +300,7 @@ def test_help_names_every_weighting_and_data_set(capsys):
 def test_torchrun_joins_its_processes(tmp_path):
     """Where there is no GPU, processes that don't know of each other would train the same model into one folder. (That two
     joined ones train as one does: test_training.)"""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run([*torchrun, "-m", "pdae_lite", "pretrain", "--data", "digits", *TINY, "--batch-size", "3", "--out", tmp_path],
                           capture_output=True, text=True)
     assert done.returncode and "batch_size=3 doesn't divide by 2 processes" in done.stderr

@@ -4,6 +4,7 @@ from functools import cache
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdae_lite import data
@@ -60,6 +61,9 @@ def test_the_paper_s_training(name):
     assert (preset.prediction, preset.precondition) == ("epsilon", None)
     assert preset.schedule().to_config() == {"name": "linear", "T": 1000, "start": 1e-4, "end": 0.02}
     assert preset.train_diffae == preset.pretrain
+    latent = preset.train_latent
+    assert (latent.batch_size, latent.lr, latent.weight_decay, preset.mlp.layers, preset.mlp.width) == (512, 1e-3, 0.01, 10, 2048)
+    assert latent.augment is None and latent.weight is None
     assert (preset.unet.dropout, preset.unet.num_heads, preset.encoder.z_dim) == (0.1, 1, 512)
 
 
@@ -126,17 +130,22 @@ def test_shapes_end_to_end(name):
     assert dpm(x_0, t).shape == x_0.shape
     with torch.device("meta"):
         assert preset.diffae().network(x_0, t, z).shape == x_0.shape
+        assert preset.classifier(7)(x_0, t).shape == (2, 7)
+        assert preset.latent(preset.encoder.z_dim)(z, t).shape == z.shape
+    assert preset.mlp.z_dim == preset.encoder.z_dim
 
 
 def small(preset, stage):
     """A preset shrunk by settings, as one would on the command line."""
     settings = ["train.steps=1", "train.batch_size=2", "train.precision=no", "train.compile=false", "train.workers=0", "train.warmup=0"]
-    if stage != "pdae":
+    if "unet" in STAGES[stage]:
         settings += ["unet.base_channels=8", "unet.image_size=32"]
-    if stage != "pretrain" and not isinstance(preset.encoder, LabelConfig):
+    if "encoder" in STAGES[stage] and not isinstance(preset.encoder, LabelConfig):
         settings += ["encoder.channels=" + ",".join("8" for _ in preset.encoder.channels), "encoder.image_size=32"]
-    if stage != "pretrain":
+    if "encoder" in STAGES[stage]:
         settings += ["encoder.z_dim=8"]
+    if "latent" in STAGES[stage]:
+        settings += ["latent.layers=3", "latent.width=16", "latent.z_dim=8"]
     return override(preset, settings, STAGES[stage])
 
 
@@ -151,7 +160,11 @@ def test_one_step_of_each_training(name):
     pdae = train(second.pdae(dpm.model), images, second.train, progress=False)
     third = small(preset, "diffae")
     diffae = train(third.diffae(), images, third.train_diffae, progress=False)
-    for result in (dpm, pdae, diffae):
+    fourth = small(preset, "classifier")
+    classifier = train(fourth.classifier(3), images, fourth.train_classifier, progress=False)
+    fifth = small(preset, "latent")
+    latent = train(fifth.latent(8), TensorDataset(torch.randn(6, 8)), fifth.train_latent, flip=False, progress=False)
+    for result in (dpm, pdae, diffae, classifier, latent):
         assert [h["step"] for h in result.history] == [1] and 0 < result.history[0]["loss"] < 100
     assert pdae.model.z_dim == diffae.model.z_dim == 8
 
@@ -173,7 +186,7 @@ def test_resized():
 def test_every_setting_can_be_written_and_read(name, stage):
     preset, names = PRESETS[name], STAGES[stage]
     settings = listing(preset, names)
-    assert len(settings) > 25
+    assert {"train.lr", "train.steps", "lmdb.start"} <= set(settings)
     assert override(preset, [f"{k}={show(v)}" for k, v in settings.items()], names) == preset
 
 
