@@ -40,16 +40,17 @@ class ResBlock(nn.Module):
 
         AdaGN(h, t, z) = (1 + z_s) · ((1 + t_s) · GroupNorm(h) + t_b) + z_b
 
-    [t_s, t_b] and [z_s, z_b] are linear projections of SiLU(embedding). Without z the outer scale and shift are
-    absent; without `scale_shift` the time embedding is added to h before the normalisation instead.
+    [t_s, t_b] and [z_s, z_b] are linear projections of SiLU(embedding). Without z, or without t (`emb_channels` None), its
+    scale and shift are absent; without `scale_shift` the time embedding is added to h before the normalisation instead.
     """
 
-    def __init__(self, channels: int, out_channels: int, emb_channels: int, dropout: float = 0.0, resample: str | None = None,
+    def __init__(self, channels: int, out_channels: int, emb_channels: int | None, dropout: float = 0.0, resample: str | None = None,
                  scale_shift: bool = True, z_channels: int | None = None):
         super().__init__()
         self.resample, self.scale_shift = resample, scale_shift
         self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, (2 if scale_shift else 1) * out_channels))
+        if emb_channels is not None:
+            self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, (2 if scale_shift else 1) * out_channels))
         if z_channels is not None:
             self.emb_z_layers = nn.Sequential(nn.SiLU(), nn.Linear(z_channels, 2 * out_channels))
         self.out_layers = nn.Sequential(group_norm(out_channels), nn.SiLU(), nn.Dropout(dropout),
@@ -61,11 +62,13 @@ class ResBlock(nn.Module):
             return F.interpolate(x, scale_factor=2, mode="nearest")
         return F.avg_pool2d(x, 2) if self.resample == "down" else x
 
-    def forward(self, x: Tensor, emb: Tensor, emb_z: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None, emb_z: Tensor | None = None) -> Tensor:
         h = self.in_layers[2](self._resample(self.in_layers[1](self.in_layers[0](x))))
         x = self._resample(x)
-        emb_out = self.emb_layers(emb)[:, :, None, None].to(h.dtype)
-        if self.scale_shift:
+        emb_out = None if emb is None else self.emb_layers(emb)[:, :, None, None].to(h.dtype)
+        if emb_out is None:
+            h = self.out_layers[0](h)
+        elif self.scale_shift:
             t_s, t_b = emb_out.chunk(2, 1)
             h = self.out_layers[0](h) * (1 + t_s) + t_b
         else:
@@ -130,7 +133,7 @@ class Upsample(nn.Module):
 class Stage(nn.Sequential):
     """A sequence whose residual blocks also receive the embeddings."""
 
-    def forward(self, x: Tensor, emb: Tensor, emb_z: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None, emb_z: Tensor | None = None) -> Tensor:
         for layer in self:
             x = layer(x, emb, emb_z) if isinstance(layer, ResBlock) else layer(x)
         return x

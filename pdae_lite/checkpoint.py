@@ -26,15 +26,15 @@ def _model_types() -> dict[str, type]:
     from .classifier import NoisyClassifier
     from .diffae import DiffAE
     from .diffusers_dpm import DiffusersDPM
-    from .encoder import LabelEncoder, SemanticEncoder
+    from .encoder import LabelEncoder, SemanticEncoder, UNetEncoder
     from .features import FeatureNet
     from .latent import LatentDPM
     from .model import PDAE
     from .prediction import AsEpsilon
     from .unet import UNet
 
-    return {cls.__name__: cls for cls in (UNet, AsEpsilon, SemanticEncoder, LabelEncoder, PDAE, DiffAE, NoisyClassifier,
-                                         DiffusersDPM, FeatureNet, LatentDPM, LinearProbe)}
+    return {cls.__name__: cls for cls in (UNet, AsEpsilon, SemanticEncoder, UNetEncoder, LabelEncoder, PDAE, DiffAE,
+                                         NoisyClassifier, DiffusersDPM, FeatureNet, LatentDPM, LinearProbe)}
 
 
 def describe(model: nn.Module) -> dict:

@@ -89,31 +89,31 @@ class Features(NamedTuple):
 # ---- the three parts, built alike for the U-Net and for the estimator -----------------------------------------
 
 
-def _res(config: UNetConfig, channels: int, out_channels: int, resample: str | None = None, z: bool = False) -> ResBlock:
-    return ResBlock(channels, out_channels, config.embedding_channels, config.dropout, resample, config.scale_shift_norm,
-                    config.embedding_channels if z else None)
+def _res(config: UNetConfig, channels: int, out_channels: int, resample: str | None = None, z: bool = False, t: bool = True) -> ResBlock:
+    return ResBlock(channels, out_channels, config.embedding_channels if t else None, config.dropout, resample,
+                    config.scale_shift_norm, config.embedding_channels if z else None)
 
 
 def _attention(config: UNetConfig, channels: int) -> AttentionBlock:
     return AttentionBlock(channels, config.num_heads, config.head_channels, config.new_attention_order)
 
 
-def input_blocks(config: UNetConfig, z: bool = False) -> tuple[nn.ModuleList, list[int]]:
-    """Input blocks and the channels of each one's output (the skips)."""
+def input_blocks(config: UNetConfig, z: bool = False, t: bool = True) -> tuple[nn.ModuleList, list[int]]:
+    """Input blocks and the channels of each one's output (the skips). `z`, `t`: whether the blocks are told them."""
     channels = int(config.base_channels * config.channel_mult[0])
     blocks = [Stage(nn.Conv2d(config.in_channels * config.patch_size**2, channels, 3, padding=1))]
     skips, factor = [channels], 1
     for level, mult in enumerate(config.channel_mult):
         for _ in range(config.num_res_blocks):
             width = int(config.base_channels * mult)  # ADM's 512×512 network has a multiplier of 0.5
-            layers = [_res(config, channels, width, z=z)]
+            layers = [_res(config, channels, width, z=z, t=t)]
             channels = width
             if factor in config.attention_downsampling:
                 layers.append(_attention(config, channels))
             blocks.append(Stage(*layers))
             skips.append(channels)
         if level < len(config.channel_mult) - 1:
-            down = (_res(config, channels, channels, "down", z=z) if config.resblock_updown
+            down = (_res(config, channels, channels, "down", z=z, t=t) if config.resblock_updown
                     else Downsample(channels, config.conv_resample))
             blocks.append(Stage(down))
             skips.append(channels)
@@ -121,10 +121,11 @@ def input_blocks(config: UNetConfig, z: bool = False) -> tuple[nn.ModuleList, li
     return nn.ModuleList(blocks), skips
 
 
-def middle_block(config: UNetConfig, z: bool = False) -> Stage:
+def middle_block(config: UNetConfig, z: bool = False, t: bool = True) -> Stage:
     """Residual block, attention, residual block, at the lowest resolution."""
     channels = int(config.base_channels * config.channel_mult[-1])
-    return Stage(_res(config, channels, channels, z=z), _attention(config, channels), _res(config, channels, channels, z=z))
+    told = {"z": z, "t": t}
+    return Stage(_res(config, channels, channels, **told), _attention(config, channels), _res(config, channels, channels, **told))
 
 
 def _output_blocks(config: UNetConfig, skips: list[int], z: bool = False) -> nn.ModuleList:

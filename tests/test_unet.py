@@ -1,11 +1,13 @@
 """U-Net, estimator and encoder: names, parts, variants, and refusals."""
 import dataclasses
+import json
 import math
 
 import pytest
 import torch
 
-from pdae_lite.encoder import EncoderConfig, SemanticEncoder
+from pdae_lite.checkpoint import build, describe
+from pdae_lite.encoder import EncoderConfig, SemanticEncoder, UNetEncoder, UNetEncoderConfig
 from pdae_lite.unet import AttentionBlock, ResBlock, UNet, UNetConfig, _run_head, timestep_embedding
 
 TINY = UNetConfig(image_size=16, in_channels=1, base_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_downsampling=(2,))
@@ -183,6 +185,42 @@ def test_encoder_of_the_paper(size, channels, attention):
     with torch.device("meta"):
         attended = [i for i, layer in enumerate(encoder.encoder) if isinstance(layer, AttentionBlock)]
     assert len(attended) == 1 and encoder.encoder[attended[0]].num_heads == 4
+
+
+def test_encoder_of_diffae():
+    """Half a U-Net that isn't told t, down to 4×4, one width more often than the U-Net beside it (Diff-AE's settings)."""
+    for size, mult, want in ((128, (1, 1, 2, 3, 4), (1, 1, 2, 3, 4, 4)), (64, (1, 2, 4, 8), (1, 2, 4, 8, 8)), (16, (1, 2, 2), (1, 2, 2))):
+        with torch.device("meta"):
+            encoder = UNetEncoder.beside(UNetConfig(image_size=size, channel_mult=mult, num_classes=3), 8)
+            assert encoder.config.unet.channel_mult == want and encoder.z_dim == 8
+            h = torch.empty(1, 3, size, size)
+            for block in encoder.input_blocks:
+                h = block(h, None)
+            assert h.shape[2:] == (4, 4) and encoder(torch.empty(2, 3, size, size)).shape == (2, 8)
+    names = set(encoder.state_dict())
+    assert {n.split(".")[0] for n in names} == {"input_blocks", "middle_block", "out"} and not any("emb" in n for n in names)
+
+
+def test_encoder_of_diffae_sees_the_image_and_survives_a_file():
+    encoder, (x, _) = filled(UNetEncoder.beside(dataclasses.replace(TINY, patch_size=2), 4)), batch()
+    z = encoder(x)
+    assert z.shape == (2, 4) and not torch.allclose(z[0], z[1]) and torch.equal(encoder(x[1:]), z[1:])
+    again = build(json.loads(json.dumps(describe(encoder))))
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again.eval()(x), z)
+    with pytest.raises(ValueError, match="x_0 is 32×32; this encoder takes 16×16"):
+        encoder(torch.zeros(1, 1, 32, 32))
+    with pytest.raises(ValueError, match="unet has z_dim=4"):
+        UNetEncoderConfig(dataclasses.replace(TINY, z_dim=4))
+
+
+def test_a_residual_block_without_t_is_one_that_ignores_it():
+    x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 6)
+    told, untold = filled(ResBlock(8, 16, 6)), ResBlock(8, 16, None).eval()
+    for p in told.emb_layers.parameters():
+        p.data.zero_()
+    untold.load_state_dict({k: v for k, v in told.state_dict().items() if "emb" not in k})
+    assert torch.equal(untold(x, None), told(x, emb))
 
 
 def test_config_round_trip():
