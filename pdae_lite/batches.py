@@ -11,16 +11,16 @@ from torch.utils.data import DataLoader
 from . import keyed
 from .data import to_float
 
-IN_MEMORY_BYTES = 2 << 30  # data sets below this live on the device
+SHARE_OF_DEVICE = 0.25  # data sets in memory that take less of what is free on the device live there
 
 
 class Batches:
     """Images of a step. Epochs are permutations keyed by (seed, epoch); a step's samples are a pure function of it.
 
     Args:
-        data: with `.tensors` (images, labels) that fit in memory they live on `device`; otherwise items, images or
-            (image, label), come through a DataLoader with `config.workers` processes.
-        places: for each micro-batch of a step, the places [n] of this process's samples in the whole batch.
+        data: with `.tensors` (images, labels) that fit on `device` they live there; otherwise items, images or
+            (image, label), come through a DataLoader with `config.workers` processes, from pinned memory.
+        places: for each micro-batch of a step, the places [n] of this process's samples in the whole batch, on `device`.
         start: the first step that will be asked for.
         data_range: the model's. Float data outside of it are refused, all at once if they are in memory, otherwise by the
             first batch: mostly they are images on [0, 1] or 0 … 255 that someone forgot to scale.
@@ -33,26 +33,30 @@ class Batches:
         if self.n < 1:
             raise ValueError("data is empty; want at least one image")
         tensors = getattr(data, "tensors", None)
-        self.epoch, self.order, self.loader = -1, None, None
-        if tensors is not None and tensors[0].numel() * tensors[0].element_size() < IN_MEMORY_BYTES:
+        self.orders, self.loader = {}, None
+        if tensors is not None and _fits(tensors[0], device):
             self.images, *rest = [x.to(device) for x in tensors]
             self._check_range(self.images)
             self.labels = rest[0] if rest else None
         else:
-            self.loader = iter(DataLoader(data, batch_sampler=self._chosen_from(start), num_workers=config.workers,
+            places = [p.cpu() for p in places]
+            self.loader = iter(DataLoader(data, batch_sampler=self._chosen_from(start, places), num_workers=config.workers,
                                           pin_memory=device.type == "cuda", collate_fn=_collate))
 
     def get(self, step: int, micro: int) -> tuple[Tensor, Tensor | None]:
         """x_0 float [n, C, H, W] in [−1, 1], and labels or None. Steps and micro-batches are asked for in order."""
         if self.loader is None:
-            chosen = self._chosen(step, micro).to(self.device)
+            chosen = self._chosen(step, self.places[micro])
             x, y = self.images[chosen], None if self.labels is None else self.labels[chosen]
         else:
             x, y = next(self.loader)
             self._check_range(x)
         x = to_float(x.to(self.device, non_blocking=True))
         y = None if y is None else y.to(self.device, non_blocking=True)
-        index = self.places[micro].to(self.device)
+        index = self.places[micro]
+        if x.ndim != 4 and (self.config.flip or self.config.augment):
+            raise ValueError(f"flip={self.config.flip}, augment={self.config.augment}, but the data have shape {list(x.shape)}; "
+                             "want images [N, C, H, W]")
         if self.config.flip:
             flip = keyed.uniform(self.config.seed, step, index, 1, "flip")[:, 0] < 0.5
             x = torch.where(flip[:, None, None, None], x.flip(-1), x)
@@ -69,25 +73,31 @@ class Batches:
                                  f"{self.data_range[1]:g}]")
         self.data_range = None  # once is enough
 
-    def _chosen(self, step: int, micro: int) -> Tensor:
-        """Indices into the data set [n]."""
-        places = step * self.config.batch_size + self.places[micro]
-        chosen = torch.empty_like(places)
-        for epoch in torch.unique(places // self.n).tolist():
-            here = places // self.n == epoch
-            chosen[here] = self._order(epoch)[places[here] % self.n]
-        return chosen
+    def _chosen(self, step: int, places: Tensor) -> Tensor:
+        """Indices into the data set [n], on the device of `places`; nothing is read from there."""
+        first = step * self.config.batch_size
+        epochs = range(first // self.n, (first + self.config.batch_size - 1) // self.n + 1)
+        self.orders = {e: self._order(e, places.device) for e in epochs}  # those of other epochs go
+        order = torch.cat(list(self.orders.values())) if len(epochs) > 1 else self.orders[epochs[0]]
+        return order[places + (first - epochs[0] * self.n)]
 
-    def _chosen_from(self, start: int) -> Iterator[list[int]]:
+    def _chosen_from(self, start: int, places: list[Tensor]) -> Iterator[list[int]]:
         for step in itertools.count(start):
-            for micro in range(len(self.places)):
-                yield self._chosen(step, micro).tolist()
+            for part in places:
+                yield self._chosen(step, part).tolist()
 
-    def _order(self, epoch: int) -> Tensor:
-        if epoch != self.epoch:
-            generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
-            self.epoch, self.order = epoch, torch.randperm(self.n, generator=generator)
-        return self.order
+    def _order(self, epoch: int, device: torch.device) -> Tensor:
+        if epoch in self.orders:
+            return self.orders[epoch]
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
+        order = torch.randperm(self.n, generator=generator)
+        return order.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else order.to(device)
+
+
+def _fits(x: Tensor, device: torch.device) -> bool:
+    if device.type != "cuda" or x.device == device:
+        return True  # it is there already, or memory is shared
+    return x.numel() * x.element_size() < SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]
 
 
 def _collate(items: list) -> tuple[Tensor, Tensor | None]:

@@ -25,6 +25,32 @@ def guard(function: Callable, *args, **kwargs):
         raise TrainingError(f"can't write {e.filename or args[0]}: {e.strerror or e}; free some space or choose another --out") from None
 
 
+class Average:
+    """Exponential moving average of a module's trained parameters. Buffers have no average: a counter or a table must stay exact.
+
+    After n steps the decay is min(`decay`, (1+n)/(10+n)); the first step sets the average to the parameters. `n` counts on the
+    host, which torch's AveragedModel copies to the device in every step.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay, self.n = decay, 0
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """One step: e ← d e + (1−d) p."""
+        current = [p.detach() for p in module.parameters() if p.requires_grad]
+        decay = min(self.decay, (1 + self.n) / (10 + self.n)) if self.n else 0.0
+        torch._foreach_lerp_(list(self.values.values()), current, 1 - decay)
+        self.n += 1
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Set the parameters to their averages."""
+        for name, value in self.values.items():
+            module.get_parameter(name).copy_(value)
+
+
 def frozen_digest(model: nn.Module) -> str:
     """SHA-256 of all parameters that are not trained, such as the DPM inside a PDAE."""
     digest = hashlib.sha256()
@@ -56,33 +82,34 @@ class RunState:
             guard(self.folder.mkdir, parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
                 raise TrainingError(f"can't write {self.folder}: no permission; choose another --out")
-            for half_written in self.folder.glob(".*.tmp"):  # by a run that was killed
-                half_written.unlink(missing_ok=True)
+            for half_written in (*self.folder.glob(".step_*.tmp"), *out.glob(".model.safetensors.*.tmp"), *out.glob(".history.json.*.tmp")):
+                half_written.unlink(missing_ok=True)  # by a run that was killed
 
     # What may change between two calls that continue one run.
     FREE = ("steps", "save_every", "log_every", "precision", "compile", "channels_last", "workers", "tensorboard", "accumulate")
 
-    def save(self, step: int, history: list[dict]) -> None:
+    def save(self, step: int, history: list[dict], window: dict) -> None:
+        """`window`: what has been counted since the last log step, JSON-able."""
         if self.folder is None or not self.main:
             return
         tensors = {f"model.{k}": v for k, v in self.trainable.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.values.items()}
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
-        header = {"step": step, "averaged": int(self.ema.n_averaged), "config": asdict(self.config), "run": self.run,
-                  "history": history}
+        header = {"step": step, "averaged": self.ema.n, "config": asdict(self.config), "run": self.run,
+                  "history": history, "window": window}
         guard(write, self.folder / f"step_{step:09d}.safetensors", tensors, header)
         for old in sorted(self.folder.glob("step_*.safetensors"))[:-2]:
             old.unlink(missing_ok=True)
 
-    def resume(self) -> tuple[int, list[dict]]:
-        if self.folder is None or not self.folder.is_dir():
-            return 0, []
-        for path in sorted(self.folder.glob("step_*.safetensors"), reverse=True):
+    def resume(self) -> tuple[int, list[dict], dict]:
+        """Load the newest whole checkpoint, if there is one: its step, history and window."""
+        paths = sorted(self.folder.glob("step_*.safetensors"), reverse=True) if self.folder is not None else []
+        for i, path in enumerate(paths):
             try:
                 tensors, header = read(path)
             except CheckpointError as e:
-                tqdm.write(f"{e}; trying the checkpoint before it")
+                tqdm.write(f"{e}; {'trying the checkpoint before it' if paths[i + 1:] else 'starting anew'}")
                 continue
             self._check(path, header)
             groups: dict[str, dict] = {"model": {}, "ema": {}, "optimizer": {}}
@@ -90,8 +117,9 @@ class RunState:
                 group, name = key.split(".", 1)
                 groups[group][name] = value
             self.trainable.load_state_dict(groups["model"])
-            self.ema.module.load_state_dict(groups["ema"])
-            self.ema.n_averaged.fill_(header["averaged"])
+            for name, value in self.ema.values.items():
+                value.copy_(groups["ema"][name])
+            self.ema.n = header["averaged"]
             optimizer = self.optimizer.state_dict()
             optimizer["state"] = {}
             for name, value in groups["optimizer"].items():
@@ -101,8 +129,8 @@ class RunState:
             # Fused Adam walks raw memory: moments must lie as their parameter does (channels_last), not as in the file.
             for p, moments in self.optimizer.state.items():
                 moments |= {k: torch.empty_like(p).copy_(v) for k, v in moments.items() if v.shape == p.shape}
-            return header["step"], header["history"]
-        return 0, []
+            return header["step"], header["history"], header.get("window", {})
+        return 0, [], {}
 
     def _check(self, path: Path, header: dict) -> None:
         before = header.get("run", {})

@@ -7,20 +7,19 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from . import keyed
 from .batches import Batches
 from .checkpoint import describe, save_model, write_text
 from .progress import progress_bar
-from .run_state import RunState, TrainingError, frozen_digest, guard
+from .run_state import Average, RunState, TrainingError, frozen_digest, guard
 from .schedule import NoiseSchedule
 
 SKIPS_ALLOWED = 10  # non-finite batches in a row before the run stops
@@ -90,6 +89,7 @@ class Objective(nn.Module):
 def default_loss(model: nn.Module, schedule: NoiseSchedule, config: TrainConfig) -> Callable:
     """The model's own `training_loss` with the weight that the config names, or the model's `default_weight`."""
     weight = schedule.loss_weight(config.weight or model.default_weight, config.gamma)
+    weight = weight.to(next(model.parameters()).device)  # once: a copy from the host in every step would make a GPU wait
     return lambda m, x_0, t, eps, y: m.training_loss(x_0, t, eps, y, schedule, weight)
 
 
@@ -112,10 +112,20 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
     Raises:
         TrainingError: the loss stays non-finite, the output can't be written, or `out` holds another run.
     """
+    config = replace(config or TrainConfig(), **overrides)
+    for result in train_in_turns(model, data, config, schedule, out, loss, metadata, progress, callback):
+        pass
+    return result
+
+
+def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseSchedule | None = None, out: str | Path | None = None,
+                   loss: Callable | None = None, metadata: dict | None = None, progress: bool = False,
+                   callback: Callable | None = None) -> Iterator[TrainResult]:
+    """`train` as a generator that rests after each log step, so that several runs can take turns in one process (as in
+    benchmarks/training.py). It yields the result so far; the last one is the result."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    config = replace(config or TrainConfig(), **overrides)
     schedule = getattr(model, "schedule", None) if schedule is None else schedule
     if schedule is None:
         raise ValueError("schedule is missing; a noise predictor needs one, for example NoiseSchedule.linear()")
@@ -132,27 +142,27 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
     trainable = model.trainable() if hasattr(model, "trainable") else nn.ModuleDict({"model": model})
     parameters = [p for p in trainable.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda"))
-
-    def average(averaged: list[Tensor], current: list[Tensor], _) -> None:
-        n = int(ema.n_averaged)  # on the CPU, unlike the argument: a GPU needn't wait
-        torch._foreach_lerp_(averaged, current, 1 - min(config.ema, (1 + n) / (10 + n)))
-
-    ema = AveragedModel(trainable, multi_avg_fn=average, use_buffers=False)
+    ema = Average(trainable, config.ema)
 
     run = {}
     if out is not None:  # what can't be saved should say so now, not after hours
         json.dumps(metadata or {})
         run = {"model": describe(model), "schedule": schedule.to_config(), "images": len(data), "frozen": frozen_digest(model)}
     state = RunState(trainable, ema, optimizer, Path(out) if out is not None else None, config, accelerator.is_main_process, run)
-    step, history = state.resume()
+    step, history, window = state.resume()
     objective = accelerator.prepare_model(Objective(model, loss or default_loss(model, schedule, config)))
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
     writer = _tensorboard(out) if config.tensorboard and out is not None and accelerator.is_main_process else None
-    places = [torch.arange(micro) + (m * world + rank) * micro for m in range(config.accumulate)]  # of samples in the batch
+    places = [(torch.arange(micro) + (m * world + rank) * micro).to(device) for m in range(config.accumulate)]  # in the whole batch
     batches = Batches(data, config, device, places, step, getattr(model, "data_range", (-1.0, 1.0)))
 
-    total, skipped, in_a_row, worst = (torch.zeros((), device=device) for _ in range(4))
-    clock, since = time.perf_counter(), step
+    def mean(value: Tensor) -> Tensor:  # over all processes
+        return accelerator.reduce(value, "mean") if world > 1 else value
+
+    # Since the last log step: loss, and batches skipped; in a row now; most in a row. On the device: nothing waits for them.
+    total, skipped, in_a_row, worst = (torch.full((), v, device=device) for v in window.get("sums", [0.0] * 4))
+    since = window.get("since", step)
+    clock, first = time.perf_counter(), step
     bar = progress_bar(total=config.steps, initial=step, desc="train", show=progress and accelerator.is_main_process)
     while step < config.steps:
         torch.manual_seed(config.seed + 1_000_003 * (step * world + rank))  # dropout masks, the same after a resume
@@ -161,7 +171,7 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
         loss_here = torch.zeros((), device=device)
         for m in range(config.accumulate):
             x_0, y = batches.get(step, m)
-            index = places[m].to(device)
+            index = places[m]
             t = _timesteps(config.seed, step, index, config.batch_size, schedule.T)
             eps = keyed.normal(config.seed, step, index, tuple(x_0.shape[1:]))
             if config.channels_last and x_0.ndim == 4:
@@ -179,23 +189,24 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
         if optimizer.defaults["fused"]:
             optimizer.found_inf = bad
             optimizer.step()
-        elif not bool(bad):
+        elif not bool(bad):  # on other devices the host has to look
             optimizer.step()
         optimizer.zero_grad()
         total += torch.where(bad > 0, 0, loss_here)
         skipped += bad
         in_a_row = (in_a_row + 1) * bad
         worst = torch.maximum(worst, in_a_row)
-        ema.update_parameters(trainable)
+        ema.update(trainable)
         step += 1
         bar.update()
 
         if step % config.log_every == 0 or step == config.steps:
             _check_skips(int(skipped), int(worst), step)
             now = time.perf_counter()
-            entry = {"step": step, "images": step * config.batch_size, "loss": float(total) / max(step - since - int(skipped), 1),
+            entry = {"step": step, "images": step * config.batch_size,
+                     "loss": float(mean(total)) / max(step - since - int(skipped), 1),
                      "lr": learning_rate(config, step - 1),
-                     "images_per_second": round((step - since) * config.batch_size / (now - clock), 1)}
+                     "images_per_second": round((step - first) * config.batch_size / (now - clock), 1)}
             if int(skipped):
                 entry["skipped"] = int(skipped)
                 tqdm.write(f"step {step}: {int(skipped)} non-finite batches skipped since step {since}")
@@ -209,16 +220,17 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
                     writer.add_scalar(key, value, step)
             for counter in (total, skipped, worst):
                 counter.zero_()
-            clock, since = time.perf_counter(), step
+            since = step
         if step % config.save_every == 0 or step == config.steps:
-            state.save(step, history)
+            state.save(step, history, {"since": since, "sums": [float(v) for v in (mean(total), skipped, in_a_row, worst)]})
+        if since == step:
+            yield TrainResult(model, history)
+            clock, first = time.perf_counter(), step
     bar.close()
     if writer is not None:
         writer.close()
 
-    with torch.no_grad():
-        for p, averaged in zip(trainable.parameters(), ema.module.parameters()):
-            p.copy_(averaged)
+    ema.copy_to(trainable)
     model.eval()
     path = None
     if out is not None:
@@ -228,7 +240,7 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
             guard(save_model, path, model, facts | (metadata or {}))
             guard(write_text, Path(out) / "history.json", json.dumps(history, indent=0))
         accelerator.wait_for_everyone()
-    return TrainResult(model, history, path)
+    yield TrainResult(model, history, path)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
