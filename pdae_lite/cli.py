@@ -3,6 +3,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from .cli_doctor import add_doctor
 from .cli_train import METHODS, add_commands, load_autoencoder, model_file
 from .settings import UsageError, listing, show
 
@@ -12,6 +13,7 @@ EXAMPLES = """examples:
   pdae pretrain --data my_photos --size 64 --set unet.base_channels=48 --out runs/photos
   pdae presets peeps
   pdae reconstruct photo.png drawing.png --model digits --out rebuilt.png
+  pdae doctor runs/pdae/model.safetensors
   pdae info runs/pdae/model.safetensors
 
 A run that was stopped goes on when the same command is given again. Several GPUs:
@@ -44,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     add_commands(commands)
+    add_doctor(commands)
 
     presets = commands.add_parser("presets", help="list the presets, or the settings of one",
                                   description="List the presets of `pdae pretrain` and `pdae train`; with a name, all settings of that "
