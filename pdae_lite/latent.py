@@ -3,6 +3,7 @@
 Codes are normalised by the mean and standard deviation of the training set's before the DPM sees them; both belong to the
 model, because without them its samples are no codes.
 """
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -120,7 +121,8 @@ class LastLayer(nn.Module):
 class LatentDPM(nn.Module):
     """A noise predictor of *normalised* codes, (z_t, t) -> ε [N, z_dim]: an MLP that sees z_t again in every layer.
 
-    It is a denoiser like any other: ``sampling.ddim(latent, z_T, latent.schedule)``. `sample` does that, and denormalises.
+    It is a denoiser like any other: ``sampling.ddim(latent, z_T, latent.schedule)`` samples. `sample` does that on a finer grid, and
+    denormalises.
 
     Args:
         config: a `LatentConfig`.
@@ -182,7 +184,7 @@ class LatentDPM(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int | None = None, steps: int = 100, z_T: Tensor | None = None, sampler: str = "ddim",
-               generator: torch.Generator | None = None, **options) -> Tensor:
+               grid: str | Sequence[int] = "quadratic", generator: torch.Generator | None = None, **options) -> Tensor:
         """New codes z [n, z_dim], denormalised: what an autoencoder decodes.
 
         Args:
@@ -190,7 +192,9 @@ class LatentDPM(nn.Module):
             steps: network evaluations, 1 … T.
             z_T: the noise to begin with; None draws it.
             sampler: "ddim", "ddpm" or "dpm_solver".
-            options: passed to the sampler (`eta`, `grid`, `progress`, `callback`).
+            grid: see `sampling.time_grid`. With the paper's β, the last of 100 uniform steps leads from noise of 0.28 standard
+                deviations to none, and flattens what varies less than that; 100 quadratic steps are as good as all 1000.
+            options: passed to the sampler (`eta`, `progress`, `callback`).
         """
         check_sampler(sampler)
         if z_T is None:
@@ -201,7 +205,7 @@ class LatentDPM(nn.Module):
             raise ValueError(f"n={n}, but z_T holds {len(z_T)} codes")
         if sampler != "dpm_solver":  # which draws nothing
             options["generator"] = generator
-        return self.stats.denormalise(SAMPLERS[sampler](self, z_T, self.schedule, steps, **options))
+        return self.stats.denormalise(SAMPLERS[sampler](self, z_T, self.schedule, steps, grid=grid, **options))
 
     # ---- files ------------------------------------------------------------------------------------------------------
 

@@ -51,6 +51,14 @@ def test_paper_grid():
     assert time_grid(LINEAR, 1, "paper") == [0, 999]
 
 
+def test_quadratic_grid():
+    assert time_grid(LINEAR, 10, "quadratic") == [-1, 9, 39, 89, 159, 249, 359, 489, 639, 809, 999]
+    assert time_grid(LINEAR, 1000, "quadratic") == list(range(-1, 1000))
+    for steps in range(1, 1001):  # as many evaluations as were asked for, however short the first steps
+        points = time_grid(LINEAR, steps, "quadratic")
+        assert len(points) == steps + 1 and points[0] == -1 and points[-1] == 999
+
+
 def test_grid_as_a_sequence():
     assert time_grid(LINEAR, grid=[500, 20, 999]) == [-1, 20, 500, 999]
     assert time_grid(LINEAR, grid=range(-1, 1000, 500)) == [-1, 499, 999]
