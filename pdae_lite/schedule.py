@@ -148,6 +148,12 @@ class NoiseSchedule:
             self._cache[key] = self._tables[table].to(like.device, dtype)
         return expand(self._cache[key][t.to(like.device)], like)
 
+    def prepare(self, device) -> None:
+        """Bring all tables to a device now. Else each comes when it is first used, and torch.compile traces a step a second time
+        because it changed the schedule."""
+        for table in self._tables:
+            self.at(table, torch.zeros(1, dtype=torch.int64), torch.empty(1, device=device))
+
     def check_t(self, t: Tensor) -> None:
         """Raise a ValueError unless t is an integer tensor in 0 … T−1 (values are read on the CPU only: reading them
         would make a GPU wait, or break a compiled graph)."""

@@ -151,6 +151,9 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
     state = RunState(trainable, ema, optimizer, Path(out) if out is not None else None, config, accelerator.is_main_process, run)
     step, history, window = state.resume()
     objective = accelerator.prepare_model(Objective(model, loss or default_loss(model, schedule, config)))
+    for part in (schedule, *(getattr(m, "schedule", None) for m in model.modules())):
+        if isinstance(part, NoiseSchedule):
+            part.prepare(device)
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
     writer = _tensorboard(out) if config.tensorboard and out is not None and accelerator.is_main_process else None
     places = [(torch.arange(micro) + (m * world + rank) * micro).to(device) for m in range(config.accumulate)]  # in the whole batch

@@ -15,6 +15,8 @@ from pdae_lite.diffae import DiffAE
 from pdae_lite.encoder import EncoderConfig, LabelEncoder, SemanticEncoder
 from pdae_lite.latent import LatentConfig, LatentDPM
 from pdae_lite.model import PDAE
+from pdae_lite.prediction import as_epsilon
+from pdae_lite.schedule import NoiseSchedule
 from pdae_lite.training import TrainConfig, learning_rate, train
 from pdae_lite.unet import UNet, UNetConfig
 
@@ -158,10 +160,16 @@ def test_compiled_the_step_is_one_graph(monkeypatch):
         calls.append(options)
         return compile_(module, backend="eager", fullgraph=True, **options)
 
-    straight = run(model=pdae(), steps=3, precision="bf16")
+    def fresh():  # schedules too, which keep what they have brought to a device
+        torch.manual_seed(0)
+        schedule = NoiseSchedule.linear(50, 1e-3, 0.3)
+        return PDAE(as_epsilon(dpm(), "v", NoiseSchedule.linear(50, 1e-3, 0.3)), pdae().encoder, schedule, precondition="v")
+
+    settings = SETTINGS | {"steps": 3, "precision": "bf16"}
+    straight = train(fresh(), data(), **settings)
     monkeypatch.setattr(torch, "compile", compiled)
     torch._dynamo.utils.counters.clear()
-    result = run(model=pdae(), steps=3, precision="bf16", compile=True)
+    result = train(fresh(), data(), **settings, compile=True)
     assert calls == [{"dynamic": False}] and torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert same(weights(result.model), weights(straight.model))
 
