@@ -116,17 +116,17 @@ def examine(model: Autoencoder, held_out, train=None, labels=None, train_labels=
     if not all(bool(p.isfinite().all()) for p in model.parameters()) or not bool(z.isfinite().all()):
         return Report(title, [_finding("weights", "bad", "the weights, or the codes they give, hold NaN or infinite values", "not finite")])
     seen = None if train is None else pick(train, images, seed).to(model.device)
-    space = _in(features)
+    identity, kind = _in(features, "shape"), _in(features, "class")
     able = {"codes": lambda: _codes(z)}
     if isinstance(model, PDAE):
         able["fill"] = lambda: _fill(model, x, None if train is None else pick(train, REFERENCE_IMAGES, seed), seed)
     able["z"] = lambda: _z(model, x, seed)
     if seen is not None:
         able["overfitting"] = lambda: _overfitting(model, x, seen, seed)
-    able |= {"x_T": lambda: _x_T(model, x[:32], seed), "reconstruction": lambda: _reconstruction(model, x[:50], seed, space)}
+    able |= {"x_T": lambda: _x_T(model, x[:32], seed), "reconstruction": lambda: _reconstruction(model, x[:50], seed, identity)}
     if seen is not None:
         able["memorisation"] = lambda: _memorisation(model, pick(held_out, OTHER_IMAGES, seed), pick(train, TRAIN_IMAGES, seed),
-                                                     seed, space)
+                                                     seed, kind)
     if labels is not None:
         able["probes"] = lambda: _probes(model, held_out, labels, train, train_labels, names, seed)
     chosen = list(able if checks is None else checks)
@@ -170,7 +170,7 @@ def _fill(model: PDAE, x: Tensor, reference: Tensor | None, seed: int) -> Findin
         line = LinearGaussian(reference, min(model.z_dim, len(reference) - 1)).fill(schedule, fills)
         numbers |= {"linear": line.tolist(), "linear_mean": float(line.mean())}
         says += f"; a linear code of this size would fill {float(line.mean()):.2f}"
-        wanted = 0.8 * float(line.mean())
+        wanted = 0.95 * float(line.mean())
     if not math.isfinite(mean):
         return _finding("fill", "bad", says, "not finite", numbers)
     if mean < -0.02:
@@ -291,8 +291,8 @@ def _times(model: Autoencoder, shares) -> list[int]:
     return sorted({min(max(round(share * model.schedule.T), 1), model.schedule.T - 1) for share in shares})
 
 
-def _in(net: FeatureNet | None):
-    """Images -> Features: of the network, or their pixels."""
+def _in(net: FeatureNet | None, layer: str):
+    """Images -> Features: of the network's layer, or their pixels."""
     if net is None:
         return lambda x: Features(x.detach().float().cpu().flatten(1), "pixels")
-    return lambda x: extract(net, x.detach().float().clamp(-1, 1))
+    return lambda x: extract(net, x.detach().float().clamp(-1, 1), layer)
