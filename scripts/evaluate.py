@@ -15,7 +15,7 @@ import json
 import platform
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -58,13 +58,16 @@ def main() -> int:
     parser.add_argument("--history", type=Path, help="history.json of the run that made the model")
     parser.add_argument("--dpm-history", type=Path, help="history.json of the run that made its DPM")
     parser.add_argument("--only", help="measure only these, by names separated by commas, and take the others from the JSON file")
+    parser.add_argument("--counts", default="", metavar="NAME=N,…", help="measure on fewer images or in fewer steps, for example "
+                                                                         "cases=300,samples=500; the card tells the counts")
     parser.add_argument("--quick", action="store_true", help="tiny counts, to see that all runs; wants --out")
     args = parser.parse_args()
     if args.quick and args.out == ASSETS:
         parser.error("--quick measures nothing worth shipping; give --out DIR")
     stem = f"{args.name}_{args.kind}"
     path = args.file or ASSETS / f"{stem}.safetensors"
-    s = Subject.open(args.name, args.kind, path, QUICK if args.quick else Counts())
+    counts = replace(QUICK if args.quick else Counts(), **{k: int(v) for k, v in (c.split("=") for c in args.counts.split(",") if c)})
+    s = Subject.open(args.name, args.kind, path, counts)
     if s.net is None:
         parser.error(f"{args.name}_features.safetensors is missing; make it by scripts/make_features.py {args.name}")
     todo, target = measured(s), args.out / f"{stem}.json"
