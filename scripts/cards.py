@@ -242,24 +242,24 @@ def alt(o: dict) -> str:
 
 
 def draw(o: dict, rows: dict[str, torch.Tensor], path: Path) -> None:
-    """Rows of images; below them fill per t and the loss, as a PNG of at most 60 kB."""
-    images = viz.tile(torch.cat(list(rows.values())), len(next(iter(rows.values())))).expand(3, -1, -1).permute(1, 2, 0).numpy()
+    """Rows of images, a pixel a pixel; below them fill per t and the loss. A PNG of at most 60 kB."""
+    images = torch.cat(list(rows.values()))
+    scale = max(1, 64 // images.shape[-1])
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    sheet = viz.tile(images, len(images) // len(rows)).expand(3, -1, -1).permute(1, 2, 0).numpy()
     below = [part for part in ("fill", "histories") if o.get(part)]
-    height, width = images.shape[:2]
-    tall = 5.6 * height / width
+    edge = sheet.shape[0] + 12
+    width, height, dpi = 864, edge + (300 if below else 0), 120
     with viz.styled():
-        figure = plt.figure(figsize=(7.2, tall + (2.5 if below else 0)))
-        grid = figure.add_gridspec(2 if below else 1, max(len(below), 1), height_ratios=[tall, 2.3] if below else None)
-        top = figure.add_subplot(grid[0, :])
-        top.imshow(images)
-        top.grid(False)
-        top.set_xticks([])
-        top.set_yticks([(i + 0.5) * height / len(rows) for i in range(len(rows))], [text.replace(" and ", "\nand ") for text in rows],
-                       fontsize=8)
-        top.tick_params(length=0)
-        top.spines[:].set_visible(False)
+        figure = plt.figure(figsize=(width / dpi, height / dpi), dpi=dpi)
+        left = (width - sheet.shape[1] + 150) // 2
+        figure.figimage(sheet, left, height - 6 - sheet.shape[0])
+        for i, text in enumerate(rows):
+            y = 6 + (i + 0.5) * sheet.shape[0] / len(rows)
+            figure.text((left - 10) / width, 1 - y / height, text.replace(" and ", "\nand "), fontsize=8, ha="right", va="center")
+        figure.get_layout_engine().set(rect=(0, 0, 1, 1 - edge / height))
         for column, part in enumerate(below):
-            ax = figure.add_subplot(grid[1, column])
+            ax = figure.add_subplot(1, len(below), column + 1)
             if part == "fill":
                 f = o["fill"]
                 viz.curves(f["t"], {key(o): f["model"], "linear": f["linear"]}, xlabel="t", ylabel="fill", ax=ax)
@@ -272,13 +272,20 @@ def draw(o: dict, rows: dict[str, torch.Tensor], path: Path) -> None:
                 ax.set(xlabel="thousand images seen", ylabel="training loss", yscale="log")
                 ax.legend()
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", facecolor=viz.CARD, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor=viz.CARD, metadata={"Software": None})
         plt.close(figure)
     picture = Image.open(buffer).convert("RGB")
-    for colors in (256, 128, 64, 32, 16):
+    parts = [picture.crop((0, 0, width, edge))] + ([picture.crop((0, edge, width, height))] if below else [])
+    for colors in (224, 128, 96, 64, 48, 32, 16):
+        palette = Image.new("P", (1, 1))  # the images' colours and the curves' own ones: neither may take those of the other
+        palette.putpalette(sum((_palette(part, n) for part, n in zip(parts, (colors, 32))), []))
         out = io.BytesIO()
-        picture.quantize(colors, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+        picture.quantize(palette=palette, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
         if out.tell() <= LARGEST:
             break
     with atomic_path(path) as temporary:
         temporary.write_bytes(out.getvalue())
+
+
+def _palette(image: Image.Image, colors: int) -> list[int]:
+    return image.quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).getpalette()[: 3 * colors]

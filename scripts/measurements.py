@@ -213,8 +213,12 @@ def samples(s: Subject) -> dict:
 
 def pictures(s: Subject) -> dict[str, Tensor]:
     """Rows of images for the card."""
-    n, steps = s.counts.shown, s.counts.inferred_steps
-    x = s.test.floats(torch.linspace(0, len(s.test) - 1, n).round().long())
+    n, steps = min(s.counts.shown, 10 if s.has_classes else 8), s.counts.inferred_steps
+    if s.has_classes:  # one of each
+        chosen = torch.stack([(s.test.labels == c).nonzero()[0, 0] for c in range(n)])
+    else:
+        chosen = torch.linspace(0, len(s.test) - 1, n).round().long()
+    x = s.test.floats(chosen)
     noise, z = s.model.noise(n, torch.Generator().manual_seed(1)), s.model.encode(x)
     with torch.no_grad():
         rows = {"held-out images": x, "from z and random x_T": s.model.decode(z, noise, steps=steps),
