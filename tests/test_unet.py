@@ -204,7 +204,8 @@ def test_encoder_of_diffae():
 def test_encoder_of_diffae_sees_the_image_and_survives_a_file():
     encoder, (x, _) = filled(UNetEncoder.beside(dataclasses.replace(TINY, patch_size=2), 4)), batch()
     z = encoder(x)
-    assert z.shape == (2, 4) and not torch.allclose(z[0], z[1]) and torch.equal(encoder(x[1:]), z[1:])
+    assert z.shape == (2, 4) and not torch.allclose(z[0], z[1])
+    torch.testing.assert_close(encoder(x[1:]), z[1:], rtol=1e-5, atol=1e-5)  # threads share a batch of one differently
     again = build(json.loads(json.dumps(describe(encoder))))
     again.load_state_dict(encoder.state_dict())
     assert torch.equal(again.eval()(x), z)
