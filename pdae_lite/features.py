@@ -64,7 +64,8 @@ class FeatureNet(nn.Module):
             previous = channels
         side = config.image_size // config.shrink
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
-        self.squeeze = nn.Sequential(nn.Linear(previous * side**2, config.width), nn.ReLU())
+        # BatchNorm keeps every feature alive; without it a third of them died.
+        self.squeeze = nn.Sequential(nn.Linear(previous * side**2, config.width, bias=False), nn.BatchNorm1d(config.width), nn.ReLU())
         self.dropout = nn.Dropout(config.dropout)
         self.logits = nn.Linear(config.width, len(config.labels))
         self.pose_out = nn.Linear(config.width, len(POSE)) if config.pose else None
@@ -105,12 +106,14 @@ class Features:
     """Features of some images, with the name of their space, so that two spaces can't be mixed up.
 
     `values` float [N, D]. `labels`: None, class numbers int64 [N], or int64 [N, A], 0 or 1, a column for each of `attributes`.
+    `stratified`: the number of images of each class was fixed, not left to chance, which `metrics.kid` must know.
     """
 
     values: Tensor
     space: str = "unnamed features"
     labels: Tensor | None = None
     attributes: tuple[str, ...] = ()
+    stratified: bool = False
 
     def __post_init__(self):
         if self.values.ndim != 2 or not self.values.is_floating_point():
@@ -119,13 +122,15 @@ class Features:
             raise ValueError("features hold NaN or infinite values")
         if self.labels is not None and len(self.labels) != len(self.values):
             raise ValueError(f"{len(self.labels)} labels for {len(self.values)} features; want one each")
+        if self.stratified and (self.labels is None or self.labels.ndim != 1):
+            raise ValueError("stratified features want labels [N], one class each")
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, index) -> "Features":
-        """Some of them: a slice, a list of places or a mask."""
-        return replace(self, values=self.values[index], labels=None if self.labels is None else self.labels[index])
+        """Some of them: a slice, a list of places or a mask; how many of each class is chance again."""
+        return replace(self, values=self.values[index], labels=None if self.labels is None else self.labels[index], stratified=False)
 
     def where(self, label: int | str, value: int = 1) -> "Features":
         """Those of one class, or those whose attribute has a value."""
@@ -176,7 +181,7 @@ def reference(name: str) -> Features:
         from . import load
         from .data import digits
 
-        return extract(load("digits", kind="features"), digits("test"))
+        return replace(extract(load("digits", kind="features"), digits("test")), stratified=True)  # 50 of each
     if name != "peeps":
         raise ValueError(f"reference {name!r}; want 'digits' or 'peeps'")
     from .data import _load

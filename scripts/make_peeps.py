@@ -1,7 +1,8 @@
 """Make the peeps in pdae_lite/assets: 12,000 faces at 64×64 with attributes and pose, and true counterfactual pairs.
 
-    pip install "dicebear-core==10.7.*" "dicebear-styles==10.6.*" "resvg-py==0.5.*" numpy pillow
+    pip install -e ".[peeps]"                # dicebear-core, dicebear-styles, resvg-py, pinned; pillow
     python scripts/make_peeps.py             # writes peeps_{train,valid,test,edits}.npz.xz, prints what the card states
+    python scripts/make_peeps.py --out new   # the same into another folder
     python scripts/make_peeps.py --fresh 10000 fresh.npz    # as many other faces of the same distribution, for statistics
 
 These packages are needed here only, not by the library. The art is Open Peeps by Pablo Stanley, CC0 1.0.
@@ -199,28 +200,29 @@ def edits(test: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         yield f"{name}_after", after - before
 
 
-def write(name: str, arrays: dict[str, np.ndarray]) -> None:
+def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """One xz file of arrays; images go in as [n, 64, 64, 3]."""
     buffer = io.BytesIO()
     np.savez(buffer, **{k: a.transpose(0, 2, 3, 1) if a.ndim == 4 else a for k, a in arrays.items()})
-    path = ASSETS / name
     path.write_bytes(lzma.compress(buffer.getvalue(), filters=FILTERS))
-    print(f"- `{name}`: {path.stat().st_size:,} bytes, SHA-256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`")
+    print(f"- `{path.name}`: {path.stat().st_size:,} bytes, SHA-256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fresh", nargs=2, metavar=("N", "FILE"), help="write N other faces to FILE (npz) and nothing else")
+    parser.add_argument("--out", type=Path, default=ASSETS, metavar="FOLDER", help="where the files go (default: pdae_lite/assets)")
     args = parser.parse_args()
     if args.fresh:
         np.savez(args.fresh[1], **faces(FRESH, int(args.fresh[0])))
         return
+    args.out.mkdir(parents=True, exist_ok=True)
     sets = {split: faces(stream, n) for stream, (split, n) in enumerate(SPLITS.items())}
     images = [image.tobytes() for arrays in sets.values() for image in arrays["images"]]
     assert len(set(images)) == len(images), "an image is there twice"
     for split, arrays in sets.items():
-        write(f"peeps_{split}.npz.xz", arrays)
-    write("peeps_edits.npz.xz", dict(edits(sets["test"]["images"])))
+        write(args.out / f"peeps_{split}.npz.xz", arrays)
+    write(args.out / "peeps_edits.npz.xz", dict(edits(sets["test"]["images"])))
     labels = np.concatenate([arrays["labels"] for arrays in sets.values()])
     for name, share in zip(sets["train"]["attributes"], labels.mean(0)):
         print(f"| {name} | {share:.1%} |")

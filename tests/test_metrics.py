@@ -240,6 +240,29 @@ def test_kid_is_unbiased_and_its_intervals_cover():
     assert mmd_of_gaussians(0.0, 4) == 0 and float(values.min()) < truth < float(values.max())
 
 
+def test_kid_knows_of_classes_with_fixed_numbers():
+    centres = 4 * gaussian(5, seed=9)
+
+    def draw(seed, stratified):
+        g = torch.Generator().manual_seed(seed)
+        classes = torch.arange(5).repeat_interleave(8) if stratified else torch.randint(5, (40,), generator=g)
+        return Features(centres[classes] + torch.randn(40, 4, generator=g), "s", classes, (), stratified)
+
+    def average(estimates):
+        values = torch.tensor([e.value for e in estimates])
+        return float(values.mean()), 3 * float(values.std()) / math.sqrt(len(values))
+
+    pairs = [(draw(s, False), draw(1000 + s, True)) for s in range(300)]
+    value, error = average([metrics.kid(a, b) for a, b in pairs])
+    assert abs(value) < error
+    value, error = average([metrics.kid(a, b[:]) for a, b in pairs])  # a slice no longer claims fixed numbers
+    assert value < -error
+    with pytest.raises(ValueError, match=r"stratified features want labels \[N\]"):
+        Features(gaussian(4), stratified=True)
+    with pytest.raises(ValueError, match="one image of class 3; stratified features want two"):
+        metrics.kid(gaussian(4), Features(gaussian(4), labels=torch.tensor([1, 1, 3, 1]), stratified=True))
+
+
 def test_kid_is_torchmetrics_and_its_jackknife_exact(monkeypatch):
     x, y = gaussian(30, 5, seed=1).double(), gaussian(30, 5, 0.5, seed=2).double()
     e = metrics.kid(x, y)
