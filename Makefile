@@ -49,14 +49,17 @@ dpm    = $(call model,$(1),dpm,pretrain)
 pdae   = $(call model,$(1),pdae,train --dpm $(call made,$(1),dpm)) && $(call ship,$(1),pdae) --dpm $(call made,$(1),dpm)
 diffae = $(call model,$(1),diffae,train --method diffae) && $(call ship,$(1),diffae)
 latent = $(call model,$(1),latent,latent --model $(call made,$(1),pdae)) && $(call ship,$(1),latent)
+history = $(2) $(RUNS)/$(1)$(SUFFIX)-$(3)/history.json
+card   = $(BIN)/python scripts/evaluate.py $(1) $(2) $(call history,$(1),--history,$(2))
 classifier = $(call model,$(1),classifier,train --method classifier) && $(call ship,$(1),classifier)
 
 weights: $(READY)
 	$(call dpm,digits)
 	$(call pdae,digits)
+	$(call card,digits,pdae) $(call history,digits,--dpm-history,dpm)
 	$(call dpm,peeps)
 	$(call pdae,peeps)
-	$(BIN)/python scripts/evaluate_digits.py
+	$(call card,peeps,pdae) $(call history,peeps,--dpm-history,dpm)
 
 clean:
 	rm -rf book/_build build dist pdae_lite.egg-info .pytest_cache .ruff_cache .hypothesis
