@@ -54,8 +54,6 @@ card   = $(BIN)/python scripts/evaluate.py $(1) $(2) $(call history,$(1),--histo
 classifier = $(call model,$(1),classifier,train --method classifier) && $(call ship,$(1),classifier)
 
 weights: $(READY)
-	$(BIN)/python scripts/make_features.py digits
-	$(BIN)/python scripts/make_features.py peeps
 	$(call dpm,digits)
 	$(call pdae,digits)
 	$(call card,digits,pdae) $(call history,digits,--dpm-history,dpm)
