@@ -134,10 +134,9 @@ def keep_dpm(dpm: nn.Module, keep: str) -> None:
 class DiffusersEstimator(nn.Module):
     """G_ψ(x_t, z, t): copies of a `UNet2DModel`'s middle block, up blocks and output, with z in every residual block.
 
-    Call: features of the trunk, z [N, z_dim] -> [N, C, H, W]. The output convolution starts at zero, so G = 0 at
-    first. `init`: "dpm" copies the DPM's weights, and the projections of z start at zero too, so that training starts
-    from the features that the DPM itself computes; "random" starts afresh, with the shapes alone. Weights are float32
-    or better, whatever the DPM's.
+    Call: features of the trunk, z [N, z_dim] -> [N, C, H, W]. `init`: "dpm" copies the DPM's weights, "random" its shapes
+    alone. In either case the output convolution starts at zero, so G = 0 at first, and the projections of z at random:
+    starting them at zero too delays learning. Weights are float32 or better, whatever the DPM's.
     """
 
     def __init__(self, unet: nn.Module, z_dim: int, init: str = "dpm"):
@@ -155,8 +154,6 @@ class DiffusersEstimator(nn.Module):
             for name, child in parent.named_children():
                 if type(child).__name__ == "ResnetBlock2D":
                     setattr(parent, name, ShiftedResnet(child, width))
-                    if init == "dpm":
-                        zeroed(getattr(parent, name).emb_z_layers[1])
         self.to(unet.conv_in.weight.device, torch.promote_types(unet.conv_in.weight.dtype, torch.float32))
         self.requires_grad_(True).train()  # copies of a frozen network
 

@@ -5,6 +5,7 @@ from small_unets import NAMES, T_BATCH, T, diffusers, fit, forward, make, random
 from torch import nn
 
 from pdae_lite import NoiseSchedule, interop, sampling
+from pdae_lite.blocks import zeroed
 from pdae_lite.losses import pdae_loss
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
@@ -101,12 +102,15 @@ def test_refuses_what_is_no_unet_and_wrong_inputs():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_copies_compute_what_the_dpm_computes(name):
-    """With the DPM's output convolution in the place of the zero one, the estimator gives ε: every copy is faithful."""
+    """Without z, and with the DPM's output convolution in the place of the zero one, the estimator gives ε: each copy is faithful."""
     model = unet(name)
     dpm, _ = interop.from_diffusers(model)
     estimator = dpm.gradient_estimator(4).eval()
     features, z = dpm.trunk(random(name), T_BATCH), torch.randn(3, 4)
     assert not bool(estimator(features, z).any())
+    for part in estimator.modules():
+        if hasattr(part, "emb_z_layers"):
+            zeroed(part.emb_z_layers[1])
     channels = dpm.config.in_channels
     estimator.conv_out.weight.data = model.conv_out.weight.data[:channels]
     estimator.conv_out.bias.data = model.conv_out.bias.data[:channels]
@@ -119,6 +123,7 @@ def test_z_enters_as_in_equation_9(name):
     block = unet(name).up_blocks[0].resnets[0]
     shifted = interop.from_diffusers(unet(name))[0].gradient_estimator(4).eval().up_blocks[0].resnets[0]
     z_s, z_b = torch.randn(2, block.out_channels, generator=torch.Generator().manual_seed(0))
+    shifted.emb_z_layers[1].weight.data.zero_()
     shifted.emb_z_layers[1].bias.data = torch.cat([z_s, z_b])
     x, emb = torch.randn(2, block.in_channels, 4, 4), torch.randn(2, block.time_emb_proj.in_features)
     with torch.no_grad():
