@@ -69,7 +69,7 @@ class Linear(nn.Module):
 def make(name="celebahq", **options):
     dpm, schedule = interop.from_diffusers(unet(name), scheduler(name))
     torch.manual_seed(1)
-    return PDAE(dpm, Linear(random(name)[0].numel()), schedule, dpm.gradient_estimator(4, **options))
+    return PDAE(dpm, Linear(random(name)[0].numel()), schedule, dpm.gradient_estimator(4, **options) if options else None)
 
 
 def fit(pdae, x_0, steps=5):

@@ -210,6 +210,14 @@ def test_their_ddim_is_ours(fitted, clip):
     assert theirs.config.prediction_type == "v_prediction" and theirs.num_inference_steps is None  # it isn't changed
 
 
+def test_euler_is_ddim(fitted):
+    """Euler's method in σ = √(1−ᾱ)/√ᾱ, on x_t/√ᾱ: the same steps, but for another scale of x_T and of the network's input."""
+    shifted, x_T = denoiser(fitted, random("celebahq").clamp(-1, 1)), random("celebahq", seed=2)
+    got = interop.sample_with(diffusers.EulerDiscreteScheduler(timestep_spacing="leading"), shifted, x_T, fitted.schedule, 10)
+    want = sampling.ddim(shifted, x_T, fitted.schedule, grid=range(0, T, 10), clip=False)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
 def test_their_dpm_solver_is_ours(fitted):
     shifted, x_T = denoiser(fitted, random("celebahq").clamp(-1, 1)), random("celebahq", seed=2)
     theirs = diffusers.DPMSolverMultistepScheduler(timestep_spacing="trailing")
