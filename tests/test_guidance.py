@@ -1,59 +1,34 @@
-"""The noisy classifier, and denoisers made from other denoisers, against closed forms where every answer is known."""
+"""Denoisers made from other denoisers, against closed forms where every answer is known."""
 import pytest
 import torch
-from torch.utils.data import TensorDataset
-
-from pdae_lite import sampling
-from pdae_lite.checkpoint import CheckpointError, save_model
-from pdae_lite.classifier import ClassifierConfig, NoisyClassifier, classifier_gradient
-from pdae_lite.data import to_uint8
+from guided_parts import (
+    MIXTURE,
+    SCHEDULE,
+    T_BATCH,
+    K,
+    Y,
+    at,
+    classifier,
+    codes,
+    dpm,
+    filled,
+    noise,
+    noisy,
+    patterns,
+    pdae,
+    similarity,
+    untrained,
+)
+from pdae_lite.classifier import ClassifierConfig, classifier_gradient
 from pdae_lite.encoder import LabelEncoder
 from pdae_lite.guidance import guided, mixed, staged
 from pdae_lite.model import PDAE
 from pdae_lite.schedule import NoiseSchedule
 from pdae_lite.training import train
 from pdae_lite.unet import UNet, UNetConfig
+from torch.utils.data import TensorDataset
 
-SHAPE, K = (1, 8, 8), 3
-SCHEDULE = NoiseSchedule.linear(100, 1e-3, 0.2)
-T_BATCH, Y = torch.tensor([1, 50, 99]), torch.tensor([2, 0, 1])
-
-
-def noise(n=3, seed=2, dtype=torch.float32):
-    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def codes(n=3, seed=3):
-    return torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
-
-
-def filled(module, seed=0):
-    """Random weights in every layer, also in those that start at zero."""
-    g = torch.Generator().manual_seed(seed)
-    for p in module.parameters():
-        p.data = 0.2 * torch.randn(p.shape, generator=g)
-    return module.eval()
-
-
-def classifier(**unet):
-    torch.manual_seed(0)
-    return NoisyClassifier(ClassifierConfig(UNetConfig(8, 1, 8, (1, 2), 1, (2,), **unet), K), SCHEDULE).eval()
-
-
-def dpm():
-    return filled(UNet(UNetConfig(8, 1, 8, (1, 2), 1, (2,)))).requires_grad_(False)
-
-
-def untrained():
-    """A class-conditional G whose output is zero."""
-    torch.manual_seed(0)
-    return PDAE(dpm(), LabelEncoder(K, 4), SCHEDULE).eval()
-
-
-def pdae():
-    model = untrained().requires_grad_(False)
-    filled(model.estimator, 1)
-    return model
+from pdae_lite import sampling
 
 
 class Calls:
@@ -73,149 +48,7 @@ def spy(monkeypatch, module, name="forward"):
     return calls
 
 
-def at(table, like, t=T_BATCH):
-    return SCHEDULE.at(table, t, like)
-
-
-def similarity(x):
-    """[N, K]: the mean product of images [N, 1, 8, 8] with each pattern."""
-    return (x[:, None] * PATTERNS).mean((2, 3, 4))
-
-
-# ---- the classifier -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("unet", [{}, {"patch_size": 2}, {"resblock_updown": False, "conv_resample": False, "scale_shift_norm": False}])
-def test_the_gradient_is_that_of_finite_differences(unet):
-    model = filled(classifier(**unet)).double()
-    x = noise(dtype=torch.float64)
-    gradient = classifier_gradient(model, x, T_BATCH, Y)
-    for seed in range(3):
-        v, h = noise(seed=10 + seed, dtype=torch.float64), 1e-5
-
-        def log_p(step):
-            return model.log_prob(x + step * v, T_BATCH).gather(1, Y[:, None])[:, 0]
-
-        want = (log_p(h) - log_p(-h)) / (2 * h)
-        torch.testing.assert_close((gradient * v).flatten(1).sum(1), want, rtol=1e-6, atol=1e-8)
-    assert gradient.shape == x.shape and float(gradient.abs().flatten(1).amax(1).min()) > 1e-4
-
-
-def test_the_gradient_where_gradients_are_off():
-    model = filled(classifier())
-    want = classifier_gradient(model, noise(), T_BATCH, Y)
-    assert want.dtype == torch.float32 and not want.requires_grad
-    for switch in (torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)):
-        with switch():
-            assert torch.equal(classifier_gradient(model, noise() + 0, T_BATCH + 0, Y + 0), want)
-    half = classifier_gradient(model, noise().half(), T_BATCH, Y)  # computed in float32
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, classifier_gradient(model, noise().half().float(), T_BATCH, Y), rtol=0, atol=0)
-    assert all(p.grad is None for p in model.parameters())
-    alone = classifier_gradient(model, noise()[1:2], T_BATCH[1:2], Y[1:2])  # samples don't see each other
-    torch.testing.assert_close(alone, want[1:2])
-
-
-def test_an_untrained_classifier_says_nothing():
-    model = classifier()
-    torch.testing.assert_close(model.log_prob(noise(), T_BATCH).exp(), torch.full((3, K), 1 / K))
-    assert torch.equal(guided(dpm(), model, Y, SCHEDULE, 3.0)(noise(), T_BATCH), dpm()(noise(), T_BATCH))
-
-
-def test_training_loss_is_the_weighted_cross_entropy():
-    model, weight = filled(classifier()), torch.rand(100, generator=torch.Generator().manual_seed(5))
-    x_0, eps = noise(seed=4).clamp(-1, 1), noise()
-    log_p = model.log_prob(SCHEDULE.add_noise(x_0, T_BATCH, eps), T_BATCH)
-    want = -sum(weight[t] * log_p[i, y] for i, (t, y) in enumerate(zip(T_BATCH, Y))) / 3
-    torch.testing.assert_close(model.training_loss(x_0, T_BATCH, eps, Y, SCHEDULE, weight), want)
-    for y, message in ((None, "the data set has none"), (Y[:, None].repeat(1, 2), r"y is int64 \[3, 2\]; want int64 \[3\]")):
-        with pytest.raises(ValueError, match=message):
-            model.training_loss(x_0, T_BATCH, eps, y, SCHEDULE, weight)
-
-
-BARS = (torch.arange(8) // 2 % 2 * 2.0 - 1).expand(8, 8)
-PATTERNS = torch.stack([BARS, BARS.T, BARS * BARS.T])[:, None]  # [K, 1, 8, 8]: columns, rows, a chessboard
-
-
-def patterns(n=60):
-    """Images of the three patterns, uint8, and labels."""
-    y = torch.arange(n) % K
-    return TensorDataset(to_uint8(PATTERNS[y]), y)
-
-
-def test_train_save_and_load(tmp_path):
-    data = patterns()
-    x_0, y = PATTERNS[data.tensors[1]], data.tensors[1]
-    result = train(classifier(), data, steps=40, batch_size=24, lr=1e-2, ema=0.9, out=tmp_path, progress=False)
-    model = result.model
-    accuracy = model.accuracy(x_0, y, [0, 10, 99])
-    assert accuracy[:2].tolist() == [1, 1] and 0.1 < float(accuracy[2]) < 0.8, accuracy  # noise hides the class
-    assert torch.equal(accuracy, model.accuracy(x_0, y, [0, 10, 99], batch_size=7))
-    again = NoisyClassifier.load(result.path)
-    assert again.config == model.config and again.schedule == SCHEDULE and again.metadata["training"]["steps"] == 40
-    assert not again.training
-    torch.testing.assert_close(again(noise(), T_BATCH), model(noise(), T_BATCH), rtol=1e-5, atol=1e-6)  # one is channels_last
-    model.save(tmp_path / "own.safetensors", note="bars")
-    assert NoisyClassifier.load(tmp_path / "own.safetensors").metadata == {"note": "bars"}
-    save_model(tmp_path / "half.safetensors", model, dtype=torch.float16)
-    again = NoisyClassifier.load(tmp_path / "half.safetensors")
-    torch.testing.assert_close(again(noise(), T_BATCH), model(noise(), T_BATCH), rtol=0.02, atol=0.02)
-    with pytest.raises(CheckpointError, match="holds a NoisyClassifier; want a PDAE"):
-        PDAE.load(result.path)
-    # guidance by it makes it see the class that was asked for
-    def white(x_t, t):  # the DPM of white noise
-        return x_t * at("sqrt_one_minus_alpha_bar", x_t, t)
-    seen = [model.accuracy(sampling.ddim(guided(white, model, y, SCHEDULE, scale), noise(60), SCHEDULE, 20), y, [0])
-            for scale in (0.0, 3.0)]
-    assert float(seen[0]) < 0.5 and float(seen[1]) > 0.9, seen
-
-
-# ---- the ideal denoiser of a Gaussian mixture: every answer in closed form ---------------------------------------------
-
-
-class Mixture:
-    """x_0 of class k ~ N(m_k, diag v_k), class k with probability π_k, in float64."""
-
-    def __init__(self):
-        g = torch.Generator().manual_seed(7)
-        self.pi = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
-        self.m = torch.randn(K, 64, generator=g, dtype=torch.float64) / 2
-        self.v = torch.rand(K, 64, generator=g, dtype=torch.float64) / 2 + 0.1
-
-    def _noisy(self, x_t, t):
-        """x_t of class k ~ N(√ᾱ m_k, diag s_k): its residual and s_k, [N, K, 64]."""
-        a = at("sqrt_alpha_bar", x_t, t).flatten(1)[:, None]
-        return x_t.flatten(1)[:, None] - a * self.m, a**2 * self.v + at("sqrt_one_minus_alpha_bar", x_t, t).flatten(1)[:, None] ** 2
-
-    def log_joint(self, x_t, t):
-        """log π_k p(x_t | k) up to a constant: [N, K], a classifier that isn't normalised."""
-        r, s = self._noisy(x_t, t)
-        return self.pi.log() - 0.5 * (r**2 / s + s.log()).sum(2)
-
-    def _expected(self, per_class, x_t, t, y):
-        """E[· | x_t, y], or E[· | x_t] for y None, of what is [N, K, 64] given the class."""
-        if y is None:
-            return (self.log_joint(x_t, t).softmax(1)[:, :, None] * per_class).sum(1).reshape(x_t.shape)
-        return per_class[torch.arange(len(y)), y].reshape(x_t.shape)
-
-    def eps(self, x_t, t, y=None):
-        r, s = self._noisy(x_t, t)
-        return self._expected(at("sqrt_one_minus_alpha_bar", x_t, t).flatten(1)[:, None] * r / s, x_t, t, y)
-
-    def x_0(self, x_t, t, y=None):
-        r, s = self._noisy(x_t, t)
-        return self._expected(self.m + at("sqrt_alpha_bar", x_t, t).flatten(1)[:, None] * self.v / s * r, x_t, t, y)
-
-
-MIXTURE = Mixture()
-
-
-def noisy(n=12, seed=8):
-    """x_t, t, y of the mixture, at all noise levels."""
-    x = noise(n, seed, torch.float64)
-    t, y = torch.arange(n) * 99 // (n - 1), torch.arange(n) % K
-    x_0 = (MIXTURE.m[y] + MIXTURE.v[y].sqrt() * noise(n, 9, torch.float64).flatten(1)).reshape(x.shape)
-    return SCHEDULE.add_noise(x_0, t, x), t, y
+# ---- an ideal denoiser: every answer in closed form --------------------------------------------------------------------
 
 
 def test_guidance_at_scale_1_makes_the_ideal_denoiser_class_conditional():
