@@ -13,7 +13,7 @@ ROOT (default: data)"""
 FLAGS = (("steps", int, "optimizer steps"), ("batch-size", int, "images a step"), ("lr", float, "learning rate"),
          ("save-every", int, "steps between checkpoints"), ("log-every", int, "steps between log entries"),
          ("seed", int, "seed of weights, data order and noise"))
-WITHOUT_PRESET = "peeps"  # whose networks --size alone stretches to other images
+WITHOUT_PRESET = "peeps64"  # whose networks --size alone stretches to other images
 
 
 def add_commands(commands) -> None:

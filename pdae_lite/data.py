@@ -77,20 +77,21 @@ class Faces(Images):
         return self.labels[:, self.attributes.index(attribute)]
 
 
-def peeps(split: str = "train") -> Faces:
+def peeps(split: str = "train", size: int = 64) -> Faces:
     """12,000 drawn faces, 3×64×64, with exact attributes and pose: "train" (10,500), "valid" (500) or "test" (1,000).
 
     Open Peeps by Pablo Stanley, CC0 1.0; the card `assets/peeps.md` says how they are made and what the attributes mean.
+    `size` 32, 16, … gives the means of 2×2, 4×4, … pixels.
     """
     if split not in ("train", "valid", "test"):
         raise ValueError(f"split {split!r}; want 'train', 'valid' or 'test'")
     arrays = _load(f"peeps_{split}.npz.xz")
-    return Faces(_planes(arrays["images"]), torch.from_numpy(arrays["labels"].astype(np.int64)),
+    return Faces(_shrunk(_planes(arrays["images"]), size), torch.from_numpy(arrays["labels"].astype(np.int64)),
                  tuple(map(str, arrays["attributes"])), torch.from_numpy(arrays["pose"]))
 
 
-def peeps_counterfactuals(edit: str) -> tuple[Tensor, Tensor]:
-    """Test faces before and after a true edit: two uint8 [200, 3, 64, 64]; nothing but the edited thing is drawn anew.
+def peeps_counterfactuals(edit: str, size: int = 64) -> tuple[Tensor, Tensor]:
+    """Test faces before and after a true edit: two uint8 [200, 3, size, size]; nothing but the edited thing is drawn anew.
 
     `edit` is one of `EDITS`. Before "smile" the mouth is sad, before "hat" the hair is short; before the others the face
     is the test image as it is, which lacks the attribute.
@@ -99,7 +100,7 @@ def peeps_counterfactuals(edit: str) -> tuple[Tensor, Tensor]:
         raise ValueError(f"edit {edit!r}; want one of {', '.join(EDITS)}")
     faces, pairs = _load("peeps_test.npz.xz")["images"], _load("peeps_edits.npz.xz")
     before = faces[pairs[f"{edit}_index"]] + pairs[f"{edit}_before"]  # differences modulo 256
-    return _planes(before), _planes(before + pairs[f"{edit}_after"])
+    return _shrunk(_planes(before), size), _shrunk(_planes(before + pairs[f"{edit}_after"]), size)
 
 
 def torchvision_set(name: str, split: str = "train", root: str | Path = "data", download: bool = False, size: int = 64) -> Dataset:
@@ -138,6 +139,16 @@ def torchvision_set(name: str, split: str = "train", root: str | Path = "data", 
     else:  # [N, 32, 32, 3]
         pixels = pixels.permute(0, 3, 1, 2).contiguous()
     return Images(pixels, torch.as_tensor(source.targets).long())
+
+
+def _shrunk(images: Tensor, size: int) -> Tensor:
+    """uint8 [N, C, 64, 64] to [N, C, size, size]: the mean of each square of pixels, rounded."""
+    side = images.shape[-1]
+    if size < 1 or side % size:
+        raise ValueError(f"size {size} of peeps; want {side} or what divides it: 32, 16, …")
+    k = side // size
+    return images if k == 1 else torch.cat([(torch.nn.functional.avg_pool2d(part.float(), k)).round().to(torch.uint8)
+                                            for part in images.split(1000)])
 
 
 def _planes(images: np.ndarray) -> Tensor:

@@ -46,8 +46,8 @@ def open_source(name: str, size: int, channels: int, download: bool = False, lmd
     Args:
         name: "digits" or "peeps", which ship; "torchvision:mnist" (or cifar10, fashion_mnist, celeba), with ":ROOT" for
             another folder than data/; "lmdb:PATH"; a folder of images; "classes:FOLDER", with a subfolder for each class.
-        size, channels: what the model takes. Folders, LMDBs and CelebA are cropped and resized to it; the others have
-            one shape.
+        size, channels: what the model takes. Folders, LMDBs and CelebA are cropped and resized to it, peeps are shrunk to 32
+            or 16; the others have one shape.
         download: let torchvision fetch what isn't there.
 
     Raises:
@@ -56,8 +56,10 @@ def open_source(name: str, size: int, channels: int, download: bool = False, lmd
     kind, colon, rest = name.partition(":")
     if download and kind != "torchvision":
         raise UsageError(f"--download, but --data {name} is nothing to fetch; it is for torchvision:NAME")
-    if name in ("digits", "peeps"):
-        images = getattr(data, name)("train")
+    if name == "digits":
+        images = data.digits("train")
+    elif name == "peeps":
+        images = data.peeps("train", size if size in (32, 16) else 64)
     elif kind == "torchvision" and colon:
         known, _, root = rest.partition(":")
         try:

@@ -2,7 +2,7 @@
 
     python scripts/ship.py runs/pdae/model.safetensors digits_pdae [--dpm runs/dpm/model.safetensors]
 
-With --dpm, the record of how the frozen DPM was trained is copied into the file's metadata.
+With --dpm, the record of how the frozen DPM was trained is copied into the file's metadata. Paths of this machine are left out.
 """
 import argparse
 
@@ -20,7 +20,7 @@ if __name__ == "__main__":
     parser.add_argument("--dpm")
     args = parser.parse_args()
     model = load_model(args.model)
-    metadata = dict(model.metadata)
+    metadata = {k: v for k, v in model.metadata.items() if k not in ("dpm", "model")}  # where they lay is nobody's business
     if args.dpm:
         metadata["dpm_training"] = load_model(args.dpm).metadata
     target = ASSETS / f"{args.name}.safetensors"

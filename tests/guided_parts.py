@@ -1,12 +1,13 @@
 """Small networks, patterns to tell apart and an ideal mixture, for the tests of classifiers and guidance."""
 import torch
+from torch.utils.data import TensorDataset
+
 from pdae_lite.classifier import ClassifierConfig, NoisyClassifier
 from pdae_lite.data import to_uint8
 from pdae_lite.encoder import LabelEncoder
 from pdae_lite.model import PDAE
 from pdae_lite.schedule import NoiseSchedule
 from pdae_lite.unet import UNet, UNetConfig
-from torch.utils.data import TensorDataset
 
 SHAPE, K = (1, 8, 8), 3
 SCHEDULE = NoiseSchedule.linear(100, 1e-3, 0.2)

@@ -2,13 +2,13 @@
 import pytest
 import torch
 from guided_parts import PATTERNS, SCHEDULE, T_BATCH, K, Y, at, classifier, dpm, filled, noise, patterns
+
+from pdae_lite import sampling
 from pdae_lite.checkpoint import CheckpointError, save_model
 from pdae_lite.classifier import NoisyClassifier, classifier_gradient
 from pdae_lite.guidance import guided
 from pdae_lite.model import PDAE
 from pdae_lite.training import train
-
-from pdae_lite import sampling
 
 
 @pytest.mark.parametrize("unet", [{}, {"patch_size": 2}, {"resblock_updown": False, "conv_resample": False, "scale_shift_norm": False}])

@@ -222,7 +222,7 @@ def test_a_folder_of_one_s_own_at_any_size(photos, tmp_path):
     tiny = [*TINY, "--steps", 1, "--batch-size", 2]
     assert run("pretrain", "--data", photos, "--size", 32, *tiny, "--out", tmp_path / "dpm") == 0
     dpm = load_model(tmp_path / "dpm/model.safetensors")
-    assert (dpm.config.image_size, dpm.config.in_channels, dpm.metadata["preset"]) == (32, 3, "peeps")
+    assert (dpm.config.image_size, dpm.config.in_channels, dpm.metadata["preset"]) == (32, 3, "peeps64")
     assert run("train", "--dpm", tmp_path / "dpm/model.safetensors", "--data", f"classes:{photos}", "--precision", "no", "--steps", 1,
                "--batch-size", 2, "--out", tmp_path / "pdae") == 0
     assert load_model(tmp_path / "pdae/model.safetensors").encoder.config.image_size == 32

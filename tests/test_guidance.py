@@ -19,6 +19,9 @@ from guided_parts import (
     similarity,
     untrained,
 )
+from torch.utils.data import TensorDataset
+
+from pdae_lite import sampling
 from pdae_lite.classifier import ClassifierConfig, classifier_gradient
 from pdae_lite.encoder import LabelEncoder
 from pdae_lite.guidance import guided, mixed, staged
@@ -26,9 +29,6 @@ from pdae_lite.model import PDAE
 from pdae_lite.schedule import NoiseSchedule
 from pdae_lite.training import train
 from pdae_lite.unet import UNet, UNetConfig
-from torch.utils.data import TensorDataset
-
-from pdae_lite import sampling
 
 
 class Calls:

@@ -78,6 +78,18 @@ def test_labels_agree_with_pixels(peeps):
         assert black[faces.column("bald").bool()].mean() < black[faces.column("afro").bool()].mean() / 2
 
 
+def test_smaller_faces_are_means_of_squares(peeps):
+    small = data.peeps("valid", size=16)
+    assert small.images.shape == (500, 3, 16, 16) and small.images.dtype == torch.uint8 and torch.equal(small.labels, peeps["valid"].labels)
+    expected = peeps["valid"].images[7, 2, 20:24, 8:12].double().mean()
+    assert abs(float(small.images[7, 2, 5, 2]) - expected) <= 0.5
+    before, after = data.peeps_counterfactuals("mask", size=32)
+    assert before.shape == after.shape == (200, 3, 32, 32) and (before != after).flatten(1).any(1).all()
+    for size in (48, 128, 0):
+        with pytest.raises(ValueError, match=f"size {size} of peeps; want 64 or what divides it: 32, 16"):
+            data.peeps("valid", size=size)
+
+
 def test_mirrored_faces_look_left(peeps):
     """The nose points to the side that the label says: the face's outline lies off the middle of the shirt."""
     faces = peeps["train"]

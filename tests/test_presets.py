@@ -93,8 +93,8 @@ def test_the_shipped_model_was_trained_with_its_preset():
 
 def test_what_the_recipe_of_the_faces_is():
     peeps = PRESETS["peeps"]
-    assert (peeps.pretrain.steps, peeps.train.steps, peeps.train_diffae.steps) == (6000, 5000, 11000)
-    assert asdict(peeps.pretrain) | {"steps": 5000} == asdict(peeps.train)
+    assert (peeps.pretrain.steps, peeps.train.steps, peeps.train_diffae.steps) == (7200, 6400, 7200)
+    assert asdict(peeps.pretrain) | {"steps": 6400} == asdict(peeps.train)
     assert (peeps.train.batch_size, peeps.train.lr, peeps.train.warmup, peeps.train.decay, peeps.train.ema) == (64, 1e-3, 300, 0.6, 0.999)
     assert peeps.train.flip and not PRESETS["digits"].train.flip
     assert (peeps.prediction, peeps.precondition, peeps.train.weight) == ("v", "v", "v")
@@ -170,12 +170,12 @@ def test_one_step_of_each_training(name):
 
 
 def test_resized():
-    preset = PRESETS["peeps"].resized(32, 1)
+    preset = PRESETS["peeps64"].resized(32, 1)
     for config in (preset.unet, preset.encoder):
         assert (config.image_size, config.in_channels) == (32, 1)
-    assert replace(preset.unet, image_size=64, in_channels=3) == PRESETS["peeps"].unet
+    assert replace(preset.unet, image_size=64, in_channels=3) == PRESETS["peeps64"].unet
     with pytest.raises(ValueError, match="image_size=40"):
-        PRESETS["peeps"].resized(40, 3)
+        PRESETS["peeps64"].resized(40, 3)
 
 
 # ---- settings by name -------------------------------------------------------------------------------------------------
@@ -220,10 +220,10 @@ def test_override_changes_what_it_names_and_nothing_else():
     ("unet.data_range=0", "want 2 numbers separated by commas or none"),
     ("train.gamma=x", "want a number or none"),
     ("train.steps=0", "steps=0; want at least 1"),
-    ("unet.image_size=20", "image_size=20; want a multiple of 16"),
+    ("unet.image_size=20", "image_size=20; want a multiple of 8"),
 ])
 def test_settings_that_are_wrong_say_so_in_one_line(setting, says):
     with pytest.raises(ValueError) as e:
         override(PRESETS["peeps"], [setting], STAGES["pretrain"])
     assert says in str(e.value) and "\n" not in str(e.value)
-    assert isinstance(e.value, UsageError) or says in ("steps=0; want at least 1", "image_size=20; want a multiple of 16")
+    assert isinstance(e.value, UsageError) or says in ("steps=0; want at least 1", "image_size=20; want a multiple of 8")
