@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import AttentionBlock, Downsample, ResBlock, Stage, Upsample, check_images, group_norm, timestep_embedding, zeroed
+from .clock import GridEmbedding
 from .prediction import NoisePredictor
 
 
@@ -21,6 +22,7 @@ from .prediction import NoisePredictor
 class UNetConfig:
     """Shape of a U-Net. The defaults are the paper's 64×64 network.
 
+    `image_size` None: unknown, as of some foreign networks; then noise to decode has to be given.
     `attention_downsampling` names the levels with attention by their downsampling factor, counted from the first
     feature map (guided-diffusion's `attention_resolutions`): 4 means 16×16 for a 64×64 image with `patch_size` 1.
     `head_channels` fixes the width of an attention head and overrides `num_heads`. `patch_size` p works on p×p
@@ -29,7 +31,7 @@ class UNetConfig:
     `z_dim`: conditional on a code, by AdaGN in every residual block (Diff-AE). `data_range` None: latents, free.
     """
 
-    image_size: int = 64
+    image_size: int | None = 64
     in_channels: int = 3
     base_channels: int = 64
     channel_mult: tuple[float, ...] = (1, 2, 4, 8)
@@ -53,7 +55,7 @@ class UNetConfig:
             value = getattr(self, name)
             if isinstance(value, list):  # JSON has no tuples
                 object.__setattr__(self, name, tuple(value))
-        if self.image_size % self.size_multiple:
+        if self.image_size is not None and self.image_size % self.size_multiple:
             raise ValueError(f"image_size={self.image_size}; want a multiple of {self.size_multiple} "
                              f"({len(self.channel_mult)} levels, patch_size {self.patch_size})")
         if self.num_classes is not None and self.z_dim is not None:
@@ -80,7 +82,7 @@ class Features(NamedTuple):
 
     x_t: Tensor  # [N, C, H, W], the input, for heads that convert what they predict
     t: Tensor  # [N]
-    emb: Tensor  # [N, embedding_channels], time (and class) embedding
+    emb: Tensor  # [N, embedding_channels], time (and class) embedding; [1, …] where it is the same for all
     h: Tensor  # features at the lowest resolution
     skips: tuple[Tensor, ...]  # one for each input block
     emb_z: Tensor | None = None  # [N, embedding_channels], embedding of the code that the trunk was given
@@ -176,6 +178,7 @@ class UNet(NoisePredictor):
         self.config = config
         base, width = config.base_channels, config.embedding_channels
         self.time_embed = nn.Sequential(nn.Linear(base, width), nn.SiLU(), nn.Linear(width, width))
+        self._grid_embedding = GridEmbedding()
         if config.num_classes is not None:
             self.label_emb = nn.Embedding(config.num_classes, width)
         coded = config.z_dim is not None
@@ -195,7 +198,7 @@ class UNet(NoisePredictor):
         """Time embedding and input blocks: all of the network that a gradient estimator shares."""
         check_images(x_t, self.config.in_channels, self.config.size_multiple, "x_t")
         self._check_condition(condition)
-        emb = self.time_embed(timestep_embedding(t, self.config.base_channels).to(self.time_embed[0].weight.dtype))
+        emb = self._grid_embedding(t, self._embed)
         if self.config.num_classes is not None:
             emb = emb + self.label_emb(condition)
         emb_z = None if self.config.z_dim is None else self.z_emb(condition.to(self.z_emb.weight.dtype))
@@ -205,6 +208,9 @@ class UNet(NoisePredictor):
             h = block(h, emb, emb_z)
             skips.append(h)
         return Features(x_t, t, emb, h, tuple(skips), emb_z)
+
+    def _embed(self, t: Tensor) -> Tensor:
+        return self.time_embed(timestep_embedding(t, self.config.base_channels).to(self.time_embed[0].weight.dtype))
 
     def head(self, features: Features) -> Tensor:
         """Features to ε [N, C, H, W]; a learned variance is dropped."""

@@ -6,8 +6,6 @@ x̂_0 isn't clamped, so a few values of a run move by 1e-4 to 3e-4 with any chan
 arithmetic is 1.5e-4 away from the fixture. Hence whole runs are to agree to 1e-4 in 99.9 % of the values, to 1e-5 in
 the root mean square, and to 157 × 6e-6 = 1e-3 in every value.
 """
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +13,10 @@ import pytest
 import torch
 import yaml
 
-from pdae_lite import interop, losses, sampling
-from pdae_lite.checkpoint import CheckpointError
-from pdae_lite.unet import _run_head
+from pdae_lite import attributes, interop, losses, released, sampling
+from pdae_lite.checkpoint import CheckpointError, load_model, save_model
 
-PDAE_DIR, ADM_DIR = (Path(__file__).parent / "data" / name for name in ("official_pdae_tiny", "adm_tiny"))
+PDAE_DIR = Path(__file__).parent / "data" / "official_pdae_tiny"
 
 
 def load(checkpoint=PDAE_DIR / "checkpoint.pt", config=PDAE_DIR / "config.yml", ddpm=PDAE_DIR / "ddpm_config.yml"):
@@ -126,22 +123,6 @@ def test_save_and_load_again(pdae, expected, tmp_path):
     assert torch.equal(again.encode(expected["x_0"]), pdae.encode(expected["x_0"]))
 
 
-def adm_config(**changes):
-    return json.loads((ADM_DIR / "config.json").read_text()) | changes
-
-
-def test_adm():
-    model = interop.load_adm(ADM_DIR / "model.pt", adm_config()).requires_grad_(False)
-    with np.load(ADM_DIR / "expected.npz", allow_pickle=False) as f:
-        x_t, t, output = (torch.from_numpy(f[k]) for k in ("x_t", "t", "output"))
-    assert model.config.learn_variance and model.middle_block[1].num_heads == 2
-    assert error(model(x_t, t), output[:, :3]) < 1e-4
-    raw = _run_head(model.trunk(x_t, t), model.middle_block, model.output_blocks, model.out)
-    assert error(raw, output) < 1e-4  # the variance range too
-    other = interop.load_adm(ADM_DIR / "model.pt", adm_config(use_new_attention_order=True)).requires_grad_(False)
-    assert error(other(x_t, t), output[:, :3]) > 1e-3  # the order of qkv matters
-
-
 # ---- the encoders of other releases ---------------------------------------------------------------------------------
 
 
@@ -152,7 +133,7 @@ def test_encoder_layout_comes_from_its_layers():
     encoder = SemanticEncoder.for_images(128, 3, 32)
     state = encoder.state_dict()
     assert state["encoder.7.qkv.weight"].shape == (768, 256, 1) and "encoder.17.weight" in state
-    again = interop._released_encoder(state, "checkpoint.pt")
+    again = released._released_encoder(state, "checkpoint.pt")
     assert again.config == encoder.config
     assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
 
@@ -195,7 +176,6 @@ def test_damaged_checkpoints(tmp_path, monkeypatch):
 def test_wrong_checkpoints(tmp_path):
     refuses("no state dict 'ema_encoder'.*ema_denoise_fn.*right file", load, PDAE_DIR / "ddpm_checkpoint.pt")
     refuses("no state dict 'ema_denoise_fn'", interop.load_released_dpm, PDAE_DIR / "checkpoint.pt", PDAE_DIR / "ddpm_config.yml")
-    refuses("no state dict", interop.load_adm, PDAE_DIR / "checkpoint.pt", adm_config())
     torch.save([1, 2], tmp_path / "list.pt")
     refuses("holds a list", load, tmp_path / "list.pt")
 
@@ -231,27 +211,44 @@ def test_configs_that_do_not_fit(tmp_path):
             edited(tmp_path, "config.yml", "diffusion_config", betas_type="sigmoid"))
 
 
-def test_adm_configs_that_do_not_fit():
-    def adm(**changes):
-        return ADM_DIR / "model.pt", {k: v for k, v in adm_config(**changes).items() if v is not ...}
-
-    refuses("num_channels; want the arguments of UNetModel", interop.load_adm, *adm(num_channels=64))
-    refuses("config has no model_channels", interop.load_adm, *adm(model_channels=...))
-    refuses("out_channels=5", interop.load_adm, *adm(out_channels=5))
-    refuses("dims=3", interop.load_adm, *adm(dims=3))
-    refuses("num_heads_upsample=2", interop.load_adm, *adm(num_head_channels=-1, num_heads_upsample=2))
-    refuses(r"out.2.weight has shape \[6, 32, 3, 3\], want \[3, 32, 3, 3\]", interop.load_adm, *adm(out_channels=3))
-    refuses("label_emb.weight is missing, want shape", interop.load_adm, *adm(num_classes=10))
+# ---- the linear classifier of attributes ------------------------------------------------------------------------------
 
 
-def test_layers_too_many(tmp_path):
-    state = torch.load(ADM_DIR / "model.pt", weights_only=True)
-    torch.save(state | {"label_emb.weight": torch.zeros(10, 128)}, tmp_path / "classes.pt")
-    refuses(r"label_emb.weight has shape \[10, 128\], want no such layer", interop.load_adm, tmp_path / "classes.pt", adm_config())
+@pytest.fixture
+def classifier_file(tmp_path):
+    """In the release's format: one linear layer on normalised codes, among other things that training left."""
+    layer = torch.nn.Linear(16, 40)
+    path = tmp_path / "classifier.pt"
+    torch.save({"step": 3, "classifier": layer.state_dict(), "ema_classifier": layer.state_dict(), "scaler": {}}, path)
+    return path, layer
 
 
-def test_truncated_adm(tmp_path):
-    shutil.copy(ADM_DIR / "model.pt", tmp_path / "model.pt")
-    with open(tmp_path / "model.pt", "rb+") as f:
-        f.truncate(1000)
-    refuses("model.pt: not a complete", interop.load_adm, tmp_path / "model.pt", adm_config())
+def test_classifier(pdae, expected, classifier_file, tmp_path):
+    path, layer = classifier_file
+    probe = interop.load_released_classifier(path, PDAE_DIR / "latents.pt")
+    moments = torch.load(PDAE_DIR / "latents.pt", weights_only=True)
+    z_norm = (expected["z"] - moments["mean"]) / moments["std"]
+    torch.testing.assert_close(probe.logits(expected["z"]), layer(z_norm).detach(), rtol=1e-5, atol=1e-5)
+    assert probe.kind == "attributes" and len(set(probe.names)) == 40 and probe.column("Male") == 20 and probe.column("Young") == 39
+    # The paper's edit: z_norm + s √z_dim w/‖w‖, denormalised.
+    w = layer.weight[31].detach()
+    want = (z_norm + 0.3 * 4 * w / w.norm()) * moments["std"] + moments["mean"]
+    torch.testing.assert_close(attributes.edit(expected["z"], probe, "Smiling", 0.3), want, rtol=1e-4, atol=1e-5)
+    save_model(tmp_path / "probe.safetensors", probe)
+    assert torch.equal(load_model(tmp_path / "probe.safetensors").logits(expected["z"]), probe.logits(expected["z"]))
+    named = interop.load_released_classifier(path, PDAE_DIR / "latents.pt", [f"attribute {i}" for i in range(40)])
+    assert named.names[3] == "attribute 3"
+
+
+def test_classifiers_that_do_not_fit(classifier_file, tmp_path):
+    path, layer = classifier_file
+    load_classifier, latents = interop.load_released_classifier, PDAE_DIR / "latents.pt"
+    refuses("no state dict 'ema_classifier'", load_classifier, PDAE_DIR / "checkpoint.pt", latents)
+    refuses("has no tensor mean", load_classifier, path, PDAE_DIR.parent / "adm_tiny" / "model.pt")
+    refuses("40 outputs for 2 names", load_classifier, path, latents, ["a", "b"])
+    torch.save({"mean": torch.zeros(8), "std": torch.ones(8)}, tmp_path / "latents.pt")
+    refuses("takes codes of 16, .*latents.pt has statistics of 8", load_classifier, path, tmp_path / "latents.pt")
+    torch.save({"mean": torch.zeros(8), "std": torch.ones(7)}, tmp_path / "latents.pt")
+    refuses("latents.pt: holds no statistics", load_classifier, path, tmp_path / "latents.pt")
+    torch.save({"ema_classifier": {"0.weight": layer.weight.data, "0.bias": layer.bias.data}}, tmp_path / "deep.pt")
+    refuses(r"0.weight \[40, 16\], 0.bias \[40\]; want one linear layer", load_classifier, tmp_path / "deep.pt", latents)
