@@ -39,6 +39,8 @@ def _model_types() -> dict[str, type]:
 
 def describe(model: nn.Module) -> dict:
     """{"type": class name, "config": …}: enough to build the model anew."""
+    if hasattr(model, "shipped_with"):
+        return {"type": "shipped", "config": {"name": model.shipped_with, "sha256": tensors_digest(model.state_dict())}}
     name = type(model).__name__
     if name not in _model_types():
         raise ValueError(f"{name} can't be saved: it is not one of {', '.join(_model_types())}")
@@ -46,11 +48,37 @@ def describe(model: nn.Module) -> dict:
 
 
 def build(description: dict) -> nn.Module:
-    """The inverse of `describe`; weights are random."""
+    """The inverse of `describe`; weights are random, but of a part that is kept elsewhere."""
+    if description.get("type") == "shipped":
+        return _shipped_dpm(**description["config"])
     types = _model_types()
     if description.get("type") not in types:
         raise ValueError(f"model type {description.get('type')!r}; this version knows {', '.join(types)}")
     return types[description["type"]].from_config(description["config"])
+
+
+def keep_shipped(dpm: nn.Module, name: str) -> None:
+    """From now on, a file of a model on this DPM says that it is the shipped model `name`'s, and leaves its weights out.
+
+    Raises:
+        ValueError: it isn't.
+    """
+    from . import load
+
+    if tensors_digest(dpm.state_dict()) != tensors_digest(load(name, "dpm").state_dict()):
+        raise ValueError(f"this DPM isn't that of the shipped model {name!r}")
+    dpm.shipped_with, dpm.weights_elsewhere = name, True
+
+
+def _shipped_dpm(name: str, sha256: str) -> nn.Module:
+    from . import load
+
+    dpm = load(name, "dpm")
+    if tensors_digest(dpm.state_dict()) != sha256:
+        raise CheckpointError(f"it was trained on the DPM of another {name!r} model than this version of pdae_lite ships; "
+                              "use the version that it came with")
+    dpm.shipped_with, dpm.weights_elsewhere = name, True
+    return dpm
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -140,10 +168,13 @@ def _elsewhere(model: nn.Module) -> tuple[str, ...]:
 
 
 def save_model(path: str | os.PathLike, model: nn.Module, metadata: dict | None = None, dtype: torch.dtype | None = None) -> None:
-    """One self-describing file. `dtype` torch.float16 halves it; `metadata` is any JSON-able provenance."""
+    """One self-describing file. `dtype` torch.float16 halves it; torch.int8 halves it again, with a scale for each row of each
+    weight matrix, where a relative error of 1/254 of the row's largest weight does no harm. `metadata` is any JSON-able provenance."""
     outside = _elsewhere(model)
     tensors = {k: v for k, v in model.state_dict().items() if not k.startswith(outside)}
-    if dtype is not None:
+    if dtype == torch.int8:
+        tensors = _to_int8(tensors)
+    elif dtype is not None:
         tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
     write(path, tensors, {"model": describe(model), "metadata": metadata or {}})
 
@@ -168,8 +199,35 @@ def load_model(path: str | os.PathLike, expect: type | None = None) -> nn.Module
     try:
         outside = _elsewhere(model)
         own = {k: v for k, v in model.state_dict().items() if k.startswith(outside)}
-        model.load_state_dict(own | {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+        model.load_state_dict(own | _to_float32(tensors))
     except RuntimeError as e:
         raise CheckpointError(f"{path}: weights don't fit their own configuration ({str(e).splitlines()[-1].strip()})") from None
     model.metadata = header.get("metadata", {})
     return model.eval()
+
+
+_SCALE = ".int8_scale"
+
+
+def _to_int8(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices as int8 and float32 scales, a row (an output channel) each; biases and the like as float16."""
+    out = {}
+    for name, v in tensors.items():
+        if v.is_floating_point() and v.ndim > 1:
+            scale = v.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+            out[name] = (v / scale.view(-1, *[1] * (v.ndim - 1))).round().to(torch.int8)
+            out[name + _SCALE] = scale
+        else:
+            out[name] = v.half() if v.is_floating_point() else v
+    return out
+
+
+def _to_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    out = {}
+    for name, v in tensors.items():
+        scale = tensors.get(name + _SCALE)
+        if scale is not None:
+            v = v * scale.view(-1, *[1] * (v.ndim - 1))
+        if not name.endswith(_SCALE):
+            out[name] = v.float() if v.is_floating_point() else v
+    return out

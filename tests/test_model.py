@@ -2,10 +2,12 @@
 import pytest
 import torch
 
+import pdae_lite
 from pdae_lite import sampling
-from pdae_lite.checkpoint import CheckpointError, load_model, write
-from pdae_lite.encoder import EncoderConfig, SemanticEncoder
-from pdae_lite.losses import pdae_loss
+from pdae_lite.checkpoint import CheckpointError, keep_shipped, load_model, save_model, write
+from pdae_lite.data import digits
+from pdae_lite.encoder import EncoderConfig, LabelEncoder, SemanticEncoder
+from pdae_lite.losses import noise_error, pdae_loss
 from pdae_lite.model import PDAE
 from pdae_lite.schedule import NoiseSchedule
 from pdae_lite.unet import UNet, UNetConfig
@@ -216,6 +218,43 @@ def test_save_and_load(tmp_path):
         assert torch.equal(again.decode(z, noise(), 3), pdae.decode(z, noise(), 3))
         assert all(not p.requires_grad for p in again.dpm.parameters())
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]  # no temporary file left
+
+
+def test_int8_halves_a_file_once_more_and_hardly_changes_it(tmp_path):
+    model = pdae_lite.load("digits")
+    for dtype in (torch.float16, torch.int8):
+        save_model(tmp_path / f"{dtype}.safetensors", model, dtype=dtype)
+    assert (tmp_path / "torch.int8.safetensors").stat().st_size < 0.53 * (tmp_path / "torch.float16.safetensors").stat().st_size
+    again = load_model(tmp_path / "torch.int8.safetensors", expect=PDAE)
+    for (name, before), after in zip(model.named_parameters(), again.parameters()):
+        bound = before.flatten(1).abs().amax(1) / 254 if before.ndim > 1 else before.abs().amax() / 1000
+        change = (after - before).abs().flatten(1 if before.ndim > 1 else 0)
+        assert after.dtype == torch.float32 and (change <= bound.unsqueeze(-1) * 1.001).all(), name
+    x = digits("test").floats(slice(32))
+    errors = [noise_error(lambda v: m.denoiser(m.encode(v), shift="ddpm"), x, m.schedule, [100, 500]) for m in (model, again)]
+    assert float((errors[0] / errors[1] - 1).abs().max()) < 0.01
+
+
+def test_a_file_may_refer_to_the_dpm_of_a_shipped_model(tmp_path, monkeypatch):
+    dpm = pdae_lite.load("digits", "dpm")
+    model = PDAE(dpm, LabelEncoder(10, 4), dpm.schedule)
+    for p in model.estimator.parameters():
+        p.data.add_(0.05 * torch.randn(p.shape))
+    model.save(tmp_path / "by_value.safetensors")
+    keep_shipped(model.dpm, "digits")
+    model.save(tmp_path / "refers.safetensors")
+    assert (tmp_path / "refers.safetensors").stat().st_size < 0.6 * (tmp_path / "by_value.safetensors").stat().st_size
+    again, x_t, t = PDAE.load(tmp_path / "refers.safetensors"), torch.randn(2, 1, 32, 32), torch.tensor([300, 700])
+    z = torch.randn(2, 4)
+    assert torch.equal(again.denoiser(z)(x_t, t), model.eval().denoiser(z)(x_t, t))
+    again.save(tmp_path / "once_more.safetensors")
+    assert (tmp_path / "once_more.safetensors").read_bytes() == (tmp_path / "refers.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="this DPM isn't that of the shipped model 'peeps'"):
+        keep_shipped(model.dpm, "peeps")
+    next(dpm.parameters()).data.add_(1)
+    monkeypatch.setattr(pdae_lite, "load", lambda name, kind: dpm)
+    with pytest.raises(CheckpointError, match="refers.safetensors: it was trained on the DPM of another 'digits' model"):
+        PDAE.load(tmp_path / "refers.safetensors")
 
 
 def test_bad_files(tmp_path):
