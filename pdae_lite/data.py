@@ -86,7 +86,7 @@ def peeps(split: str = "train", size: int = 64) -> Faces:
     if split not in ("train", "valid", "test"):
         raise ValueError(f"split {split!r}; want 'train', 'valid' or 'test'")
     arrays = _load(f"peeps_{split}.npz.xz")
-    return Faces(_shrunk(_planes(arrays["images"]), size), torch.from_numpy(arrays["labels"].astype(np.int64)),
+    return Faces(shrunk(_planes(arrays["images"]), size), torch.from_numpy(arrays["labels"].astype(np.int64)),
                  tuple(map(str, arrays["attributes"])), torch.from_numpy(arrays["pose"]))
 
 
@@ -100,7 +100,7 @@ def peeps_counterfactuals(edit: str, size: int = 64) -> tuple[Tensor, Tensor]:
         raise ValueError(f"edit {edit!r}; want one of {', '.join(EDITS)}")
     faces, pairs = _load("peeps_test.npz.xz")["images"], _load("peeps_edits.npz.xz")
     before = faces[pairs[f"{edit}_index"]] + pairs[f"{edit}_before"]  # differences modulo 256
-    return _shrunk(_planes(before), size), _shrunk(_planes(before + pairs[f"{edit}_after"]), size)
+    return shrunk(_planes(before), size), shrunk(_planes(before + pairs[f"{edit}_after"]), size)
 
 
 def torchvision_set(name: str, split: str = "train", root: str | Path = "data", download: bool = False, size: int = 64) -> Dataset:
@@ -141,7 +141,7 @@ def torchvision_set(name: str, split: str = "train", root: str | Path = "data", 
     return Images(pixels, torch.as_tensor(source.targets).long())
 
 
-def _shrunk(images: Tensor, size: int) -> Tensor:
+def shrunk(images: Tensor, size: int) -> Tensor:
     """uint8 [N, C, 64, 64] to [N, C, size, size]: the mean of each square of pixels, rounded."""
     side = images.shape[-1]
     if size < 1 or side % size:

@@ -1,12 +1,13 @@
 """Make the feature networks that ship, and the reference features of fresh faces; measure them and write their cards.
 
     python scripts/make_features.py digits                 # digits_features.{safetensors,json,md}: some minutes of one core
-    python scripts/make_features.py peeps                  # peeps_features.{safetensors,json,md}
+    python scripts/make_features.py peeps                  # peeps_features.{safetensors,json,md}, for faces of 32×32
     python scripts/make_peeps.py --fresh 10000 fresh.npz   # needs the extra [peeps]
     python scripts/make_features.py reference fresh.npz    # peeps_reference.npz.xz: class features of these faces
 
-A new peeps network needs new reference features: give the last command again. Batches, augmentation and dropout follow from
-the seed; bf16 rounds differently from CPU to CPU, so another machine gives a network as good, not the same bits.
+--size 64 makes the peeps network for a model of 64×64. A new peeps network needs new reference features: give the last
+command again. Batches, augmentation and dropout follow from the seed; bf16 rounds differently from CPU to CPU, so another
+machine gives a network as good, not the same bits.
 """
 import argparse
 import hashlib
@@ -36,9 +37,10 @@ SEED, LR = 0, 2e-3
 BATCH, STEPS = {"digits": 128, "peeps": 64}, {"digits": 2000, "peeps": 5000}
 CONFIGS = {
     "digits": FeatureConfig("digits", tuple("0123456789"), 32, 1, channels=(24, 48, 64, 64), strides=(1, 2, 2, 2)),
-    "peeps": FeatureConfig("peeps", (), 64, 3, channels=(32, 48, 64, 64, 96, 96), strides=(2, 1, 2, 1, 2, 2), multi_label=True,
+    "peeps": FeatureConfig("peeps", (), 32, 3, channels=(32, 48, 64, 64, 96, 96), strides=(1, 2, 1, 1, 2, 2), multi_label=True,
                            pose=True),
 }
+SIDES = {"peeps": {32: (1, 2, 1, 1, 2, 2), 64: (2, 1, 2, 1, 2, 2)}}  # side of the images -> strides
 THUMBNAIL = 4  # pixels a side
 
 
@@ -171,13 +173,16 @@ def shown(e: metrics.Estimate) -> dict:
 # ---- commands -----------------------------------------------------------------------------------------------------
 
 
-def make(name: str) -> None:
-    images, test = (getattr(data, name)(split) for split in ("train", "test"))
-    config = CONFIGS[name] if CONFIGS[name].labels else replace(CONFIGS[name], labels=images.attributes)
+def make(name: str, size: int) -> None:
+    sized = {"size": size} if name == "peeps" else {}
+    images, test = (getattr(data, name)(split, **sized) for split in ("train", "test"))
+    config = CONFIGS[name]
+    if name == "peeps":
+        config = replace(config, labels=images.attributes, image_size=size, strides=SIDES[name][size])
     start = time.time()
     net, thumbnail = train(config, images, STEPS[name], BATCH[name])
     settings = {"data": name, "images": len(images), "steps": STEPS[name], "batch_size": BATCH[name], "lr": LR, "seed": SEED,
-                "torch": torch.__version__, "command": f"python scripts/make_features.py {name}"}
+                "torch": torch.__version__, "command": f"python scripts/make_features.py {name}{f' --size {size}' if size != 32 else ''}"}
     path = data.ASSETS / f"{name}_features.safetensors"
     save_model(path, net, settings, dtype=torch.float16)
     net = pdae_lite.load(name, kind="features")  # as it ships, rounded
@@ -201,14 +206,15 @@ def make_reference(path: str) -> None:
     if keys & shipped or len(keys) < len(fresh):
         raise SystemExit(f"{len(keys & shipped)} fresh faces are among the shipped ones, {len(fresh) - len(keys)} are there twice")
     net = pdae_lite.load("peeps", kind="features")
+    size = net.config.image_size
     buffer = io.BytesIO()
-    np.savez(buffer, features=extract(net, fresh, progress=True).values.numpy().astype(np.float16), labels=np.packbits(labels, axis=1),
-             attributes=attributes)
+    features = extract(net, data.shrunk(fresh, size), progress=True).values.numpy().astype(np.float16)
+    np.savez(buffer, features=features, labels=np.packbits(labels, axis=1), attributes=attributes)
     target = data.ASSETS / "peeps_reference.npz.xz"
     with atomic_path(target) as temporary:
         temporary.write_bytes(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME))
     out = json.loads((data.ASSETS / "peeps_features.json").read_text())
-    real, test = reference("peeps"), data.peeps("test")
+    real, test = reference("peeps"), data.peeps("test", size)
     digest = hashlib.sha256(fresh.numpy().tobytes()).hexdigest()
     out["reference"] = {"file": described(target), "faces": len(fresh), "sha256_of_pixels": digest, "network": out["file"]["sha256"]}
     out["sensitivity"] = sensitivity(net, test.floats(), real)
@@ -229,13 +235,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("digits", "peeps", "reference"))
     parser.add_argument("fresh", nargs="?", help="with reference: the file that make_peeps.py --fresh wrote")
+    parser.add_argument("--size", type=int, choices=(32, 64), default=32, help="of peeps: side of the images (default: %(default)s)")
     args = parser.parse_args()
     if (args.what == "reference") != (args.fresh is not None):
         parser.error("a file of fresh faces goes with reference, and only with it")
     if args.what == "reference":
         make_reference(args.fresh)
     else:
-        make(args.what)
+        make(args.what, args.size)
     return 0
 
 

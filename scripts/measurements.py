@@ -57,7 +57,9 @@ class Subject:
         shipped = pdae_lite.shipped()
         dpm = model.dpm if isinstance(model, PDAE) else pdae_lite.load(name, "dpm") if (name, "pdae") in shipped else None
         net = pdae_lite.load(name, "features") if (name, "features") in shipped else None
-        return cls(name, kind, path, model, dpm, getattr(data, name)("train"), getattr(data, name)("test"), net, counts)
+        sized = {"size": model.network.config.image_size} if name == "peeps" else {}
+        train, test = (getattr(data, name)(split, **sized) for split in ("train", "test"))
+        return cls(name, kind, path, model, dpm, train, test, net, counts)
 
     @property
     def has_classes(self) -> bool:
