@@ -4,15 +4,18 @@
     guided          shifted by the gradient of a classifier                                eq. (5), (6)
     staged          one denoiser in a stretch of t, another one outside                    Fig. 3
     mixed           shifted by a mix of two z                                              Fig. 7
+
+`sweep` decodes at several scales in one batch.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .blocks import check_labels
 from .classifier import classifier_gradient
-from .model import PDAE, SHIFTS, Scale, ShiftedDenoiser, scale_at
+from .clock import on_host
+from .model import PDAE, SHIFTS, Scale, ShiftedDenoiser, batch_map, of_rows, scale_at, some_rows
 from .sampling import Denoiser, clip_range
 from .schedule import NoiseSchedule, expand
 
@@ -53,7 +56,7 @@ def guided(denoiser: Denoiser, classifier: Callable[[Tensor, Tensor], Tensor], y
         y: the classes to draw, int64 [N], or [1] for all.
         schedule: the denoiser's.
         scale: multiplies the shift: a number, [N], or a function of t that gives one of them (see `PDAE.denoiser`). Where it
-            is 0 for all, the classifier isn't run.
+            is 0, the classifier isn't run.
         shift: "ddim", c_t = √(1−ᾱ_t), eq. (6); "ddpm", c_t = k_t, with which the mean of DDPM steps is that of eq. (5).
 
     Raises:
@@ -68,10 +71,16 @@ def guided(denoiser: Denoiser, classifier: Callable[[Tensor, Tensor], Tensor], y
     def eps_hat(x_t: Tensor, t: Tensor) -> Tensor:
         eps = denoiser(x_t, t)
         scales = scale_at(scale, t, eps)
-        if not bool(scales.any()):
+        rows = some_rows(scales)
+        if rows is None:
             return eps
-        gradient = classifier_gradient(classifier, x_t, t, y.expand(len(x_t)) if len(y) == 1 else y).to(eps.dtype)
-        return eps - expand(scales, eps) * schedule.at(SHIFTS[shift], t, eps) * gradient
+        rows = rows if isinstance(rows, slice) else rows.to(eps.device)
+        labels = y.expand(len(x_t)) if len(y) == 1 else y
+        gradient = classifier_gradient(classifier, x_t[rows], t[rows], labels[rows]).to(eps.dtype)
+        coefficient = expand(scales.to(eps.device), eps) * schedule.at(SHIFTS[shift], t, eps)
+        if isinstance(rows, slice):
+            return eps - coefficient * gradient
+        return eps.index_add(0, rows, -coefficient[rows] * gradient)
 
     return _Made(eps_hat, denoiser)
 
@@ -89,12 +98,12 @@ def staged(inside: Denoiser, outside: Denoiser, start: int, stop: int) -> Denois
         raise ValueError(f"inside is for data in {clip_range(inside, True)}, outside for {clip_range(outside, True)}; want the same")
 
     def eps_hat(x_t: Tensor, t: Tensor) -> Tensor:
-        here = (t >= start) & (t < stop)
-        if bool(here.all()):
+        here = (on_host(t) >= start) & (on_host(t) < stop)
+        if here.all():
             return inside(x_t, t)
-        if not bool(here.any()):
+        if not here.any():
             return outside(x_t, t)
-        return torch.where(expand(here, x_t), inside(x_t, t), outside(x_t, t))
+        return torch.where(expand(here.to(x_t.device), x_t), inside(x_t, t), outside(x_t, t))
 
     return _Made(eps_hat, outside)
 
@@ -133,17 +142,25 @@ class _MixedGradients(ShiftedDenoiser):
         super().__init__(pdae, z_a, *options)
         self.z_b, self.weight = z_b, weight
 
-    def gradient(self, features, n: int) -> Tensor:
-        z = torch.cat([self.z.expand(n, -1), self.z_b.expand(n, -1)])
-        a, b = self.pdae.gradient(_twice(features), z).split(n)
-        return torch.lerp(a, b, expand(self.weight.to(a), a))
+    def gradient(self, features, rows: Tensor | slice, n: int) -> Tensor:
+        z = torch.cat([of_rows(z, rows).expand(n, -1) for z in (self.z, self.z_b)])
+        twice = batch_map(features, n, lambda part: torch.cat([part, part]))
+        a, b = self.pdae.gradient(twice, z).split(n)
+        return torch.lerp(a, b, expand(of_rows(self.weight, rows).to(a), a))
 
 
-def _twice(features):
-    """A trunk's features with the batch repeated."""
-    if torch.is_tensor(features):
-        return torch.cat([features, features])
-    if isinstance(features, tuple):
-        parts = [_twice(part) for part in features]
-        return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)
-    return features
+@torch.no_grad()
+def sweep(model: PDAE, z: Tensor, x_T: Tensor, scales: Sequence[float] | Tensor, **options) -> Tensor:
+    """Decode with the shift at several scales, in one batch: [S, N, C, H, W] for S scales.
+
+    Each step evaluates the network once, on S·N images, and the estimator only for those whose scale isn't 0.
+
+    Args:
+        z: [N, z_dim], or [1, z_dim] for all.
+        x_T: [N, C, H, W], the same noise for each scale.
+        scales: numbers [S]; for mixtures, class guidance and other sweeps make a denoiser with a `scale` [N] in the same way.
+        options: of `PDAE.decode`.
+    """
+    scales, n = torch.as_tensor(scales, dtype=torch.float32).reshape(-1), len(x_T)
+    z, x_T = z.expand(n, -1).repeat(len(scales), 1), x_T.repeat(len(scales), *[1] * (x_T.ndim - 1))
+    return model.decode(z, x_T, scale=scales.repeat_interleave(n), **options).unflatten(0, (len(scales), n))

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, check_sampler
+from .clock import on_host
 from .losses import pdae_loss
 from .schedule import NoiseSchedule, expand
 
@@ -16,11 +17,32 @@ Scale = float | Tensor | Callable[[Tensor], Tensor]  # a number, [N], or a funct
 
 
 def scale_at(scale: Scale, t: Tensor, like: Tensor) -> Tensor:
-    """The scale of a shift at t [N]: [N] or [1], in the dtype and on the device of `like` [N, …]."""
-    value = torch.as_tensor(scale(t) if callable(scale) else scale, dtype=like.dtype, device=like.device).reshape(-1)
+    """The scale of a shift at t [N] for each of `like` [N, …]: [N], in its dtype, but on the CPU, where it decides what is run."""
+    value = torch.as_tensor(scale(on_host(t)) if callable(scale) else scale, dtype=like.dtype, device="cpu").reshape(-1)
     if len(value) not in (1, len(like)):
         raise ValueError(f"scale has {len(value)} values for {len(like)} images; want a number or [N]")
-    return value
+    return value.expand(len(like))
+
+
+def some_rows(scale: Tensor) -> Tensor | slice | None:
+    """Where a scale [N] isn't 0: the index of all rows, of some, or None."""
+    used = scale.ne(0)
+    return None if not used.any() else slice(None) if used.all() else used.nonzero()[:, 0]
+
+
+def of_rows(values: Tensor, rows: Tensor | slice) -> Tensor:
+    """Some rows of values [N, …]; of [1, …], which are for all, that one."""
+    return values if len(values) == 1 else values[rows]
+
+
+def batch_map(features, n: int, change: Callable[[Tensor], Tensor]):
+    """A trunk's features, with every part that has a row for each of n images changed. Rows that stand for all stay."""
+    if torch.is_tensor(features):
+        return change(features) if len(features) == n else features
+    if isinstance(features, tuple):
+        parts = [batch_map(part, n, change) for part in features]
+        return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)
+    return features
 
 
 class ShiftedDenoiser:
@@ -31,7 +53,8 @@ class ShiftedDenoiser:
             raise ValueError(f"shift {shift!r}; want one of {', '.join(SHIFTS)}")
         if not 0.0 <= off_last <= 1.0:
             raise ValueError(f"off_last={off_last}; want a share of the steps, from 0 to 1")
-        self.pdae, self.z, self.scale = pdae, z, scale
+        self.pdae, self.z = pdae, z
+        self.scale = scale.cpu() if torch.is_tensor(scale) else scale  # once, not in every step
         self.data_range = pdae.data_range
         self.first_t = off_last * pdae.schedule.T  # plain DPM where t is below
         self.shift = shift
@@ -41,14 +64,20 @@ class ShiftedDenoiser:
             raise ValueError(f"z holds {len(self.z)} codes for {len(x_t)} images; want one each, or one for all")
         features = self.pdae.features(x_t, t)
         eps = self.pdae.eps(features)
-        scale = scale_at(self.scale, t, eps) * (t >= self.first_t)
-        if not bool(scale.any()):
+        scale = scale_at(self.scale, t, eps) * (on_host(t) >= self.first_t)
+        rows = some_rows(scale)
+        if rows is None:
             return eps  # the estimator isn't run where it has no say
-        return eps - expand(scale, eps) * self.pdae.schedule.at(SHIFTS[self.shift], t, eps) * self.gradient(features, len(x_t))
+        coefficient = expand(scale.to(eps.device), eps) * self.pdae.schedule.at(SHIFTS[self.shift], t, eps)
+        if isinstance(rows, slice):
+            return eps - coefficient * self.gradient(features, rows, len(x_t))
+        rows = rows.to(eps.device)
+        some = batch_map(features, len(x_t), lambda part: part[rows])
+        return eps.index_add(0, rows, -coefficient[rows] * self.gradient(some, rows, len(rows)))
 
-    def gradient(self, features, n: int) -> Tensor:
-        """G [n, C, H, W] at the features of n images."""
-        return self.pdae.gradient(features, self.z)
+    def gradient(self, features, rows: Tensor | slice, n: int) -> Tensor:
+        """G [n, C, H, W] at the features of n images, which are those `rows` of the batch."""
+        return self.pdae.gradient(features, of_rows(self.z, rows))
 
 
 class PDAE(Autoencoder):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from .clock import Clock
 from .progress import progress_bar
 from .schedule import NoiseSchedule
 
@@ -63,10 +64,6 @@ def ddim_step(x: Tensor, eps: Tensor, t_cur: int, t_next: int, schedule: NoiseSc
     return a_next * x_0 + max(s_next**2 - sigma_sq, 0.0) ** 0.5 * eps + sigma_sq**0.5 * noise
 
 
-def _timesteps(x: Tensor, t: int) -> Tensor:
-    return torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
-
-
 def clip_range(denoiser: Denoiser, clip: bool) -> tuple[float, float] | None:
     """The range that x̂_0 is clamped to: the denoiser's own `data_range`, [−1, 1] if it has none; None: no clamp."""
     return getattr(denoiser, "data_range", (-1.0, 1.0)) if clip else None
@@ -90,9 +87,10 @@ def ddim(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int = 
         callback: called with (t_next, x) after each step.
     """
     limits = clip_range(denoiser, clip)
-    x = x_T
-    for t_cur, t_next in _pairs(time_grid(schedule, steps, grid)[::-1], progress, "ddim"):
-        eps = denoiser(x, _timesteps(x, t_cur))
+    x, points = x_T, time_grid(schedule, steps, grid)[::-1]
+    clock = Clock(x, points[:-1])
+    for t_cur, t_next in _pairs(points, progress, "ddim"):
+        eps = denoiser(x, clock(t_cur))
         noise = None
         if eta > 0:
             source = x.device if generator is None else generator.device  # a CPU generator gives the same noise everywhere
@@ -131,9 +129,11 @@ def dpm_solver(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: 
     """
     limits = clip_range(denoiser, clip)
     x, x_0_before, lam_before = x_T, None, None
-    for t_cur, t_next in _pairs(time_grid(schedule, steps, grid)[::-1], progress, "dpm_solver"):
+    points = time_grid(schedule, steps, grid)[::-1]
+    clock = Clock(x, points[:-1])
+    for t_cur, t_next in _pairs(points, progress, "dpm_solver"):
         (a, s), (a_next, s_next) = schedule.level(t_cur), schedule.level(t_next)
-        x_0 = (x - s * denoiser(x, _timesteps(x, t_cur))) / a
+        x_0 = (x - s * denoiser(x, clock(t_cur))) / a
         if limits is not None:
             x_0 = x_0.clamp(*limits)
         lam = math.log(a / s)
@@ -165,16 +165,17 @@ def invert(denoiser: Denoiser, x_0: Tensor, schedule: NoiseSchedule, steps: int 
     if order not in (1, 2) or (order == 2 and fixed_point):
         raise ValueError(f"order={order}, fixed_point={fixed_point}; want order 1, or order 2 without fixed_point")
     limits = clip_range(denoiser, clip)
-    x, before = x_0, None
-    for t_cur, t_next in _pairs(time_grid(schedule, steps, grid), progress, "invert"):
-        eps = denoiser(x, _timesteps(x, max(t_cur, 0)))  # the clean image is shown to the network as t = 0
+    x, before, points = x_0, None, time_grid(schedule, steps, grid)
+    clock = Clock(x, points)
+    for t_cur, t_next in _pairs(points, progress, "invert"):
+        eps = denoiser(x, clock(t_cur))
         if order == 2:
             (a, s), (a_next, s_next) = schedule.level(t_cur), schedule.level(t_next)
             h = s_next / a_next - s / a  # the step in σ̄ = √(1−ᾱ)/√ᾱ, where the equation is dx̄/dσ̄ = ε
             eps, before = (eps if before is None else eps + 0.5 * h / before[1] * (eps - before[0])), (eps, h)
         x_next = ddim_step(x, eps, t_cur, t_next, schedule, clip_range=limits)
         for _ in range(fixed_point):
-            eps = denoiser(x_next, _timesteps(x, t_next))
+            eps = denoiser(x_next, clock(t_next))
             x_next = ddim_step(x, eps, t_cur, t_next, schedule, clip_range=limits)
         x = x_next
         if callback is not None:

@@ -1,0 +1,177 @@
+"""No wasted work: how often each part of a network runs, and on how many images."""
+import copy
+
+import pytest
+import torch
+from guided_parts import SCHEDULE, T_BATCH, Y, classifier, codes, dpm, filled, noise, pdae
+
+from pdae_lite import sampling
+from pdae_lite.bidirectional import belm, belm_invert
+from pdae_lite.clock import Clock, GridEmbedding, on_host
+from pdae_lite.guidance import guided, mixed, staged, sweep
+from pdae_lite.speed import accelerate
+
+
+class Calls:
+    """The number of rows of each call's first argument."""
+
+    def __init__(self, module, method=None):
+        self.rows = []
+        if method is None:
+            module.register_forward_pre_hook(lambda _, args: self.rows.append(len(args[0])))
+        else:
+            function = getattr(module, method)
+            setattr(module, method, lambda x, *rest: self.rows.append(len(x)) or function(x, *rest))
+
+
+def watched():
+    """A PDAE, and the calls of its trunk, head, estimator and time embedding."""
+    model = pdae()
+    return model, Calls(model.dpm, "trunk"), Calls(model.dpm.out), Calls(model.estimator.shift_out), Calls(model.dpm.time_embed)
+
+
+RUNS = {"ddim": lambda d, x: sampling.ddim(d, x, SCHEDULE, 6), "ddpm": lambda d, x: sampling.ddpm(d, x, SCHEDULE, 6),
+        "dpm_solver": lambda d, x: sampling.dpm_solver(d, x, SCHEDULE, 6), "invert": lambda d, x: sampling.invert(d, x, SCHEDULE, 6),
+        "invert 2": lambda d, x: sampling.invert(d, x, SCHEDULE, 6, order=2), "belm": lambda d, x: belm(d, x, SCHEDULE, 6),
+        "belm_invert": lambda d, x: belm_invert(d, x, SCHEDULE, 6)}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_one_evaluation_a_step_and_one_embedding_a_grid(run):
+    model, trunk, head, shift, time = watched()
+    RUNS[run](model.denoiser(codes()), noise())
+    assert trunk.rows == head.rows == shift.rows == [3] * 6
+    assert len(time.rows) == 1 and time.rows[0] in (6, 7)  # each t of the grid once, for all images
+
+
+def test_the_grid_embedding_changes_nothing_and_never_goes_stale():
+    model, plain = pdae(), pdae()
+    plain.dpm._grid_embedding = lambda t, embed: embed(t)
+    x, z = noise(), codes()
+    torch.testing.assert_close(model.decode(z, x, 6), plain.decode(z, x, 6), rtol=1e-5, atol=1e-5)
+    before = model.decode(z, x, 6)
+    for p in model.dpm.time_embed.parameters():
+        p.data.mul_(2.0)
+    assert not torch.allclose(model.decode(z, x, 6), before, atol=1e-3)  # weights that changed are seen
+    assert copy.deepcopy(model.dpm)._grid_embedding.times is None
+
+
+def test_a_clock():
+    clock = Clock(noise(), [-1, 0, 30, 99])
+    assert [clock(t).tolist() for t in (-1, 0, 30, 99)] == [[0] * 3, [0] * 3, [30] * 3, [99] * 3]
+    assert clock(30).dtype == torch.int64 and clock(30).moment.value == 30
+    assert on_host(clock(30)).tolist() == [30] * 3 and torch.equal(on_host(T_BATCH), T_BATCH)
+    remembered, calls = GridEmbedding(), []
+
+    def embed(t):
+        calls.append(t.tolist())
+        return t[:, None].float()
+
+    with torch.no_grad():
+        assert remembered(clock(30), embed).tolist() == [[30.0]] and remembered(clock(99), embed).tolist() == [[99.0]]
+        assert remembered(T_BATCH, embed).shape == (3, 1)
+    assert remembered(clock(30), embed).shape == (3, 1)  # with gradients on, nothing is remembered
+    assert calls == [[0, 30, 99], T_BATCH.tolist(), [30] * 3]
+
+
+def test_the_estimator_runs_only_where_its_scale_is_not_0():
+    model, trunk, head, shift, _ = watched()
+    scale = torch.tensor([0.0, 1.0, 2.0])
+    some = model.decode(codes(), noise(), 6, scale=scale)
+    assert trunk.rows == head.rows == [3] * 6 and shift.rows == [2] * 6
+    plain = pdae()
+    for i in range(3):
+        torch.testing.assert_close(some[[i]], plain.decode(codes()[[i]], noise()[[i]], 6, scale=float(scale[i])), rtol=1e-4, atol=1e-5)
+    shift.rows.clear()
+    model.decode(codes(), noise(), 6, scale=0.0)
+    model.decode(codes(), noise(), 6, off_last=1.0)
+    assert shift.rows == []
+    model.decode(codes(), noise(), 6, scale=lambda t: 1.0 * (t >= 50))
+    assert shift.rows == [3] * 3
+    # a batch of several t, as in training: only the rows that use it
+    model.denoiser(codes(), off_last=0.6)(noise(), T_BATCH)
+    assert shift.rows[3:] == [1]
+    one = torch.tensor([1.0, 0.0, 1.0])
+    want = model.denoiser(codes(1).expand(3, -1), one)(noise(), T_BATCH)
+    torch.testing.assert_close(model.denoiser(codes(1), one)(noise(), T_BATCH), want)
+
+
+@pytest.mark.parametrize("how", ["z", "gradient"])
+def test_a_mix_of_two_codes(how):
+    model, trunk, head, shift, time = watched()
+    sampling.ddim(mixed(model, codes(), codes(seed=4), 0.5, how), noise(), SCHEDULE, 6)
+    assert trunk.rows == head.rows == [3] * 6 and len(time.rows) == 1
+    assert shift.rows == [6 if how == "gradient" else 3] * 6
+    shift.rows.clear()
+    scale = torch.tensor([1.0, 0.0, 1.0])
+    got = mixed(model, codes(), codes(seed=4), torch.tensor([0.2, 0.5, 0.8]), how, scale=scale)(noise(), T_BATCH)
+    assert shift.rows == [4 if how == "gradient" else 2]
+    want = mixed(model, codes(), codes(seed=4), torch.tensor([0.2, 0.5, 0.8]), how)(noise(), T_BATCH)
+    torch.testing.assert_close(got[[0, 2]], want[[0, 2]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got[1], model.dpm(noise(), T_BATCH)[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sweep_of_scales_shares_a_batch():
+    model, trunk, head, shift, time = watched()
+    images = sweep(model, codes(), noise(), [0.0, 1.0, 2.0], steps=6)
+    assert images.shape == (3, 3, 1, 8, 8)
+    assert trunk.rows == head.rows == [9] * 6 and shift.rows == [6] * 6 and len(time.rows) == 1
+    for scale, image in zip((0.0, 1.0, 2.0), images):
+        torch.testing.assert_close(image, pdae().decode(codes(), noise(), 6, scale=scale), rtol=1e-4, atol=1e-5)
+    one = sweep(model, codes(1), noise(), torch.tensor([1.0]), steps=6, sampler="dpm_solver")
+    torch.testing.assert_close(one[0], pdae().decode(codes(1), noise(), 6, "dpm_solver"), rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_runs_the_classifier_only_on_rows_that_use_it():
+    network, plain = filled(classifier()), dpm()
+    calls = Calls(network)
+    got = guided(plain, network, Y, SCHEDULE, scale=torch.tensor([0.0, 1.0, 0.0]))(noise(), T_BATCH)
+    assert calls.rows == [1]
+    torch.testing.assert_close(got[[0, 2]], plain(noise(), T_BATCH)[[0, 2]])
+    want = guided(plain, network, Y, SCHEDULE)(noise(), T_BATCH)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-5)
+
+
+def test_stages_run_one_denoiser_a_step():
+    inside, outside = [], []
+    both = staged(lambda x, t: inside.append(int(t[0])) or x, lambda x, t: outside.append(int(t[0])) or x, 40, 70)
+    sampling.ddim(both, noise(), SCHEDULE, 10)
+    assert sorted(inside + outside) == list(range(9, 100, 10)) and inside == [69, 59, 49]
+
+
+# ---- for sampling only ----------------------------------------------------------------------------------------------
+
+
+def test_low_precision_is_of_the_networks_alone():
+    model = pdae()
+    fast = accelerate(model, torch.bfloat16)
+    assert next(fast.dpm.parameters()).dtype == next(fast.estimator.parameters()).dtype == torch.bfloat16
+    assert fast.dpm.out[0].weight.dtype == torch.float32  # norms stay precise
+    assert next(fast.encoder.parameters()).dtype == torch.float32 == next(model.dpm.parameters()).dtype
+    image, want = fast.decode(codes(), noise(), 6), model.decode(codes(), noise(), 6)
+    assert image.dtype == torch.float32
+    assert 0 < (image - want).abs().mean() < 0.1 * want.std()
+
+
+def test_compiled_parts_are_traced_once(monkeypatch):
+    """Each part is one graph, traced once a shape, whatever t is: tried with a compiler that only traces."""
+    traced, real = [], torch.compile
+
+    def tracer(graph, inputs):
+        traced.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda f, mode=None, **options: real(f, backend=tracer, fullgraph=True, **options))
+    torch._dynamo.reset()
+    model = pdae()
+    fast = accelerate(model, compile=True)
+    for steps in (6, 4):
+        torch.testing.assert_close(fast.decode(codes(), noise(), steps), model.decode(codes(), noise(), steps), rtol=1e-4, atol=1e-5)
+    assert len(traced) == 3  # trunk, head, estimator
+    assert accelerate(dpm(), compile=True)(noise(), T_BATCH).shape == noise().shape
+    torch._dynamo.reset()
+
+
+def test_graphs_want_a_gpu():
+    with pytest.raises(ValueError, match="graphs=True with compile=True on cpu; CUDA graphs want compile=True on cuda"):
+        accelerate(dpm(), compile=True, graphs=True)
