@@ -41,25 +41,45 @@ RUNS   ?= runs
 DEVICE ?= cpu
 SUFFIX := $(if $(filter gpu,$(DEVICE)),_gpu)
 
-# $(call KIND,DATA) is one model. made: where it is trained; model: train it by a command of pdae; ship: put it into the package.
-made   = $(RUNS)/$(1)$(SUFFIX)-$(2)/model.safetensors
-model  = $(BIN)/pdae $(3) --data $(1) --preset $(1)$(SUFFIX) --out $(RUNS)/$(1)$(SUFFIX)-$(2)
-ship   = $(BIN)/python scripts/ship.py $(call made,$(1),$(2)) $(1)_$(2)
-dpm    = $(call model,$(1),dpm,pretrain)
-pdae   = $(call model,$(1),pdae,train --dpm $(call made,$(1),dpm)) && $(call ship,$(1),pdae) --dpm $(call made,$(1),dpm)
-diffae = $(call model,$(1),diffae,train --method diffae) && $(call ship,$(1),diffae)
-latent = $(call model,$(1),latent,latent --model $(call made,$(1),pdae)) && $(call ship,$(1),latent)
-history = $(2) $(RUNS)/$(1)$(SUFFIX)-$(3)/history.json
-card   = $(BIN)/python scripts/evaluate.py $(1) $(2) $(call history,$(1),--history,$(2))
-classifier = $(call model,$(1),classifier,train --method classifier) && $(call ship,$(1),classifier)
+# $(call made,DATA,KIND): the file that a run leaves. model: a command of pdae that trains it. ship: put it into the package.
+# card, drawn: measure it and write its card, for autoencoders and for models that draw new images.
+made  = $(RUNS)/$(1)$(SUFFIX)-$(2)/model.safetensors
+model = $(BIN)/pdae $(3) --data $(1) --preset $(1)$(SUFFIX) --out $(RUNS)/$(1)$(SUFFIX)-$(2)
+ship  = $(BIN)/python scripts/ship.py $(call made,$(1),$(2)) $(1)_$(2)
+history = --history $(RUNS)/$(1)$(SUFFIX)-$(2)/history.json
+card  = $(BIN)/python scripts/evaluate.py $(1) $(2) $(call history,$(1),$(2))
+drawn = $(BIN)/python scripts/evaluate_generators.py $(1) $(2) $(call history,$(1),$(2))
+
+# $(call both,DATA): the DPM, the PDAE on it, a Diff-AE, and a latent DPM behind each.
+define both
+	$(call model,$(1),dpm,pretrain)
+	$(call model,$(1),pdae,train --dpm $(call made,$(1),dpm))
+	$(call ship,$(1),pdae) --dpm $(call made,$(1),dpm)
+	$(call card,$(1),pdae) --dpm-history $(RUNS)/$(1)$(SUFFIX)-dpm/history.json
+	$(call model,$(1),diffae,train --method diffae)
+	$(call ship,$(1),diffae)
+	$(call card,$(1),diffae)
+	$(call model,$(1),latent,latent --model $(call made,$(1),pdae))
+	$(call ship,$(1),latent) --int8
+	$(call drawn,$(1),latent)
+	$(call model,$(1),diffae_latent,latent --model $(call made,$(1),diffae))
+	$(call ship,$(1),diffae_latent) --int8
+	$(call drawn,$(1),diffae_latent)
+endef
 
 weights: $(READY)
-	$(call dpm,digits)
-	$(call pdae,digits)
-	$(call card,digits,pdae) $(call history,digits,--dpm-history,dpm)
-	$(call dpm,peeps)
-	$(call pdae,peeps)
-	$(call card,peeps,pdae) $(call history,peeps,--dpm-history,dpm)
+	$(call both,digits)
+	$(call model,digits,classifier,train --method classifier --set unet.base_channels=32 --set train.steps=1200 --set train.lr=2e-3 --set train.warmup=100 --set train.decay=0.8 --set train.weight_decay=0.01)
+	$(call ship,digits,classifier)
+	$(BIN)/python scripts/evaluate_classifier.py
+	$(call model,digits,class,train --labels --dpm digits --set train.steps=1200)
+	$(call ship,digits,class) --shipped-dpm digits --int8
+	$(call drawn,digits,class)
+	$(call model,digits,cond_dpm,pretrain --labels --set unet.base_channels=32 --set train.steps=1500)
+	$(call ship,digits,cond_dpm) --int8
+	$(call drawn,digits,cond_dpm)
+	$(call both,peeps)
+	$(BIN)/python scripts/training_efficiency.py --images 48000
 
 clean:
 	rm -rf book/_build build dist pdae_lite.egg-info .pytest_cache .ruff_cache .hypothesis

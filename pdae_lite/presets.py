@@ -102,19 +102,18 @@ class Preset:
 
 
 def _trainings(pretrain: TrainConfig, pdae_steps: int, latent: TrainConfig) -> dict[str, TrainConfig]:
-    """PDAE: as the DPM. A Diff-AE sees as many images as the DPM, as in the paper; a classifier half as many, each t with the
-    same weight."""
+    """PDAE: as the DPM. A Diff-AE sees as many images as the PDAE; a classifier half as many as the DPM, each t with the same
+    weight."""
     return {"pretrain": pretrain, "train": replace(pretrain, steps=pdae_steps),
-            "train_diffae": pretrain,
+            "train_diffae": replace(pretrain, steps=pdae_steps),
             "train_classifier": replace(pretrain, steps=pretrain.steps // 2, weight="simple", weight_decay=0.05),
             "train_latent": latent}
 
 
 # ---- for a CPU --------------------------------------------------------------------------------------------------------
 
-# A small MLP for codes of 32 or 64 numbers. On the codes of 4,500 digits its loss on those of the 500 others stays within
-# 3 % of the loss on its own.
-_MLP = LatentConfig(layers=6, width=512)
+# A small MLP for codes of 32 to 128 numbers.
+_MLP = LatentConfig(layers=6, width=256)
 _LATENT = TrainConfig(steps=3000, batch_size=256, lr=1e-3, weight_decay=0.01, warmup=200, decay=0.6, ema=0.999, save_every=500)
 
 # Digits: patches of 2×2 pixels and few channels; the encoder's attention at 8×8, because at 16×16 it alone costs

@@ -193,7 +193,7 @@ def hours(o: dict, which: str) -> str:
 
 
 def key(o: dict) -> str:
-    return "diffae" if o["type"] == "DiffAE" else "pdae"
+    return {"DiffAE": "diffae", "UNet": "conditional", "AsEpsilon": "conditional"}.get(o["type"], "pdae")
 
 
 # ---- how it was made ----------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def draw(o: dict, rows: dict[str, torch.Tensor], path: Path) -> None:
                 for which, h in o["histories"].items():
                     method = key(o) if which == "model" else "dpm"
                     ax.plot([n / 1e3 for n in h["images"]], h["loss"], color=viz.COLORS[method], ls=viz.DASHES.get(method, "-"),
-                            label=viz.NAMES[method])
+                            label=o.get("label", viz.NAMES[method]))
                 ax.set(xlabel="thousand images seen", ylabel="training loss", yscale="log")
                 ax.legend()
         buffer = io.BytesIO()
