@@ -6,6 +6,7 @@ several processes, sees the same data, timesteps and noise.
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +20,7 @@ from . import keyed
 from .batches import Batches
 from .checkpoint import describe, save_model, write_text
 from .progress import progress_bar
-from .run_state import Average, RunState, TrainingError, frozen_digest, guard
+from .run_state import Average, RunState, TrainingError, first_values, frozen_digest, guard
 from .schedule import NoiseSchedule
 
 SKIPS_ALLOWED = 10  # non-finite batches in a row before the run stops
@@ -118,6 +119,25 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
     return result
 
 
+def join_processes() -> None:
+    """Under torchrun: find the other processes. Where there is no GPU, accelerate must be told so, or else each process
+    would train by itself, all into the same folder.
+
+    Raises:
+        TrainingError: torchrun started other processes than accelerate finds.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        return
+    from accelerate import PartialState
+
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None or device.type == "mps":  # one MPS device can't be shared
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    processes = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true").num_processes
+    if processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise TrainingError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate finds {processes}")
+
+
 def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseSchedule | None = None, out: str | Path | None = None,
                    loss: Callable | None = None, metadata: dict | None = None, progress: bool = False,
                    callback: Callable | None = None) -> Iterator[TrainResult]:
@@ -129,6 +149,7 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
     schedule = getattr(model, "schedule", None) if schedule is None else schedule
     if schedule is None:
         raise ValueError("schedule is missing; a noise predictor needs one, for example NoiseSchedule.linear()")
+    join_processes()
     AcceleratorState._reset_state()  # lets one process train twice with different precision
     accelerator = Accelerator(mixed_precision=config.precision)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
@@ -147,7 +168,8 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
     run = {}
     if out is not None:  # what can't be saved should say so now, not after hours
         json.dumps(metadata or {})
-        run = {"model": describe(model), "schedule": schedule.to_config(), "images": len(data), "frozen": frozen_digest(model)}
+        run = {"model": describe(model), "schedule": schedule.to_config(), "images": len(data), "frozen": frozen_digest(model),
+               "first": first_values(data)}
     state = RunState(trainable, ema, optimizer, Path(out) if out is not None else None, config, accelerator.is_main_process, run)
     step, history, window = state.resume()
     objective = accelerator.prepare_model(Objective(model, loss or default_loss(model, schedule, config)))

@@ -147,6 +147,10 @@ def test_resuming_another_run_is_refused(tmp_path):
         train(dpm(), data(), schedule=type(SCHEDULE).linear(40, 1e-3, 0.3), out=tmp_path, **SETTINGS)
     with pytest.raises(TrainingError, match="a run with another data set"):
         train(dpm(), data(30), schedule=SCHEDULE, out=tmp_path, **SETTINGS)
+    other = data()
+    other.tensors[0].copy_(other.tensors[0].roll(1, 0))  # as many images, but others: say, the codes of another autoencoder
+    with pytest.raises(TrainingError, match="a run with another data set"):
+        train(dpm(), other, schedule=SCHEDULE, out=tmp_path, **SETTINGS)
     run(tmp_path, steps=5, save_every=2, log_every=3)  # these may change
 
 
