@@ -257,6 +257,30 @@ def edit(z: Tensor, probe: LinearProbe, attribute: str, scale: float | Tensor, k
     return probe.stats.denormalise(probe.stats.normalise(z) + step)
 
 
+def counterfactual_scores(edited: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """An edit against the true one, where that is known (`data.peeps_counterfactuals`): did it change what it should, and only that?
+
+    Args:
+        edited, before, after: [N, C, H, W] in [−1, 1]; `after` is the truth, and each pair differs somewhere.
+
+    Returns inside [N]: 1 − ‖edited − after‖² / ‖before − after‖² over the pixels that the true edit changes: 1 for the true
+    edit, 0 for none, negative for one that leads away. And outside [N]: mean squared error on [0, 1] between edited and before
+    over all other pixels: 0 for an edit that touches nothing else.
+    """
+    if not edited.shape == before.shape == after.shape or edited.ndim != 4:
+        shapes = [list(x.shape) for x in (edited, before, after)]
+        raise ValueError("edited is {}, before {}, after {}; want [N, C, H, W] for all".format(*shapes))
+    changed = ((after - before).abs().amax(1, keepdim=True) > 8 / 127.5).expand_as(before)
+    if not bool(changed.flatten(1).any(1).all()):
+        raise ValueError("before and after are alike in some pair; there is no edit to score")
+
+    def total(difference, where):
+        return (difference.square() * where).flatten(1).sum(1)
+
+    inside = 1 - total(edited - after, changed) / total(before - after, changed)
+    return inside, total(edited - before, ~changed) / 4 / (~changed).flatten(1).sum(1).clamp(min=1)
+
+
 def encode_all(autoencoder: Autoencoder, images, batch_size: int = 250, progress: bool = False) -> Tensor:
     """Codes [N, z_dim] of any number of images, batch by batch, on the CPU; not normalised.
 

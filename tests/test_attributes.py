@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pdae_lite import data
-from pdae_lite.attributes import LinearProbe, direction, edit, encode_all
+from pdae_lite.attributes import LinearProbe, counterfactual_scores, direction, edit, encode_all
 from pdae_lite.checkpoint import CheckpointError, load_model
 from pdae_lite.encoder import EncoderConfig, SemanticEncoder
 from pdae_lite.model import PDAE
@@ -200,3 +200,18 @@ def test_mistakes_in_editing_are_named(probe):
     twice.weight[:] = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
     with pytest.raises(ValueError, match="no direction that keeps b"):
         direction(twice, "a", ["b"])
+
+
+def test_counterfactual_scores():
+    before, after = torch.zeros(3, 3, 8, 8), torch.zeros(3, 3, 8, 8)
+    after[:, :, 2:4, 2:4] = 0.5
+    edited = torch.stack([after[0], before[0], after[0]])
+    edited[2, :, 2:4, 2:4] = 0.25  # half of the change
+    edited[2, :, 6:, 6:] = 0.2  # and something that isn't asked for
+    inside, outside = counterfactual_scores(edited, before, after)
+    assert inside.tolist() == pytest.approx([1, 0, 0.75])
+    assert outside.tolist() == pytest.approx([0, 0, 4 * 0.1**2 / 60])
+    with pytest.raises(ValueError, match="alike in some pair"):
+        counterfactual_scores(edited, before, before)
+    with pytest.raises(ValueError, match=r"edited is \[2, 3, 8, 8\]"):
+        counterfactual_scores(edited[:2], before, after)
