@@ -93,8 +93,8 @@ def main() -> int:
     flat = train.floats().flatten(1)
     basis, mean = principal_components(flat, models["pdae"][0].z_dim), flat.mean(0)
     out = {"command": f"python scripts/counterfactuals.py --count {args.count} --steps {args.steps}",
-           "count": args.count, "steps": args.steps, "size": size, "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, "python": platform.python_version(),
-           "device": "cpu", "edits": {}}
+           "count": args.count, "steps": args.steps, "size": size, "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__,
+           "python": platform.python_version(), "device": "cpu", "edits": {}}
     for edit in args.edits:
         judge, others = Judge(edit, size, args.count), tuple(ATTRIBUTE[e] for e in data.EDITS if e != edit)
         rows = {"pixels": by_pixels(train, edit, judge), "pca": by_pca(train, basis, mean, edit, judge)}
@@ -102,7 +102,8 @@ def main() -> int:
             rows |= {f"{kind}{key}": found for key, found in by_code(model, probe, edit, judge, args.steps, others).items()}
         out["edits"][edit] = {"methods": rows, "seen_before": judge.seen(judge.before), "seen_after": judge.seen(judge.after)}
         best = max(rows["pdae"], key=lambda r: r["inside"])
-        print(f"{edit}, {time.time() - start:.0f} s: PDAE inside {best['inside']:.2f}, seen {best['seen']:.2f} at {best['scale']}", flush=True)
+        print(f"{edit}, {time.time() - start:.0f} s: PDAE at scale {best['scale']} inside {best['inside']:.2f}, seen {best['seen']:.2f}",
+              flush=True)
     write_text(args.out, json.dumps(out, indent=1) + "\n")
     return 0
 
