@@ -1,18 +1,24 @@
-"""The `pdae` command: pre-train a DPM, train a PDAE on it, list presets, rebuild images, look a model over."""
+"""The `pdae` command: pre-train a DPM, train a PDAE on it, make pictures with it, look it over."""
 import argparse
 import sys
-from pathlib import Path
 
 from .cli_doctor import add_doctor
-from .cli_train import METHODS, add_commands, load_autoencoder, model_file
+from .cli_images import add_images
+from .cli_models import model_file
+from .cli_train import METHODS, add_commands
 from .settings import UsageError, listing, show
 
 EXAMPLES = """examples:
   pdae pretrain --data digits --out runs/dpm
   pdae train --dpm runs/dpm/model.safetensors --data digits --out runs/pdae
   pdae pretrain --data my_photos --size 64 --set unet.base_channels=48 --out runs/photos
+  pdae train --dpm hf:google/ddpm-celebahq-256 --data my_photos --out runs/mine
   pdae presets peeps
   pdae reconstruct photo.png drawing.png --model digits --out rebuilt.png
+  pdae interpolate one.png other.png --model digits --out between.png
+  pdae probe --model digits --data digits --out probe.safetensors
+  pdae edit one.png --model digits --probe probe.safetensors --attribute 8 --out edited.png
+  pdae sample --model digits --plain --out samples.png
   pdae doctor runs/pdae/model.safetensors
   pdae info runs/pdae/model.safetensors
 
@@ -46,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     add_commands(commands)
+    add_images(commands)
     add_doctor(commands)
 
     presets = commands.add_parser("presets", help="list the presets, or the settings of one",
@@ -54,18 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     presets.add_argument("name", nargs="?", metavar="NAME", help="a preset")
     presets.set_defaults(run=_presets)
 
-    rebuild = commands.add_parser("reconstruct", help="encode images and rebuild them",
-                                  description="Encode images and rebuild them from z alone (random x_T) and from z with the inferred x_T. "
-                                              "Columns of the PNG: original, z alone, z and x_T.")
-    rebuild.add_argument("images", nargs="+", metavar="FILE", help="image files; cropped to a square and resized to the model's size")
-    rebuild.add_argument("--model", required=True, metavar="MODEL", help="name of a shipped model (digits), or a model file")
-    rebuild.add_argument("--out", required=True, metavar="PNG", help="where to write the picture")
-    rebuild.add_argument("--steps", type=int, default=100, metavar="N", help="sampling steps (default: %(default)s)")
-    rebuild.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random x_T (default: %(default)s)")
-    rebuild.add_argument("--negative", action="store_true",
-                         help="swap black and white first: the digits model wants white strokes on black")
-    rebuild.set_defaults(run=_reconstruct)
-
     info = commands.add_parser("info", help="what a model file holds", description="Print what a model file holds.")
     info.add_argument("file", metavar="FILE", help="a model file, or the name of a shipped model (digits)")
     info.set_defaults(run=_info)
@@ -73,25 +68,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # ---- commands -----------------------------------------------------------------------------------------------------------
-
-
-def _reconstruct(args) -> None:
-    import torch
-
-    if Path(args.out).suffix.lower() != ".png":
-        raise UsageError(f"--out {args.out}; want a file name that ends in .png")
-    model = load_autoencoder(args.model)
-    config = model.network.config
-    images = torch.stack([_read_image(path, config.in_channels, config.image_size) for path in args.images])
-    images = -images if args.negative else images
-    z = model.encode(images).detach()
-    generator = torch.Generator().manual_seed(args.seed)
-    from_z = model.decode(z, model.noise(len(z), generator), steps=args.steps, progress=True)
-    exact = model.decode(z, model.invert(images, z, steps=args.steps, progress=True), steps=args.steps, progress=True)
-    out = _write_grid(torch.stack([images, from_z, exact], 1), args.out)
-    for path, error_z, error in zip(args.images, *[((x - images) / 2).square().flatten(1).mean(1).tolist() for x in (from_z, exact)]):
-        print(f"{path}: MSE on [0, 1] {error_z:.4f} from z alone, {error:.2e} with the inferred x_T")
-    print(out)
 
 
 def _info(args) -> None:
@@ -137,38 +113,3 @@ def _presets(args) -> None:
         print(f"\npdae {f'train --method {stage}' if stage in METHODS else stage}")
         for name, value in listing(preset, names).items():
             print(f"  {name}={show(value)}")
-
-
-# ---- arguments to things ----------------------------------------------------------------------------------------------
-
-
-def _read_image(path: str, channels: int, size: int):
-    """An image file as float [C, size, size] in [−1, 1]: centre-cropped to a square, resized with antialiasing."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    from .image_files import flatten
-
-    if not Path(path).is_file():
-        raise UsageError(f"{path}: no such file")
-    try:
-        with Image.open(path) as opened:
-            image = flatten(opened, channels)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
-        raise UsageError(f"{path}: not a readable image; want PNG, JPEG or another format that Pillow reads") from None
-    image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    array = torch.from_numpy(np.array(image)).reshape(size, size, channels)
-    return array.permute(2, 0, 1).float() / 127.5 - 1
-
-
-def _write_grid(images, path: str) -> Path:
-    """[rows, columns, C, H, W] in [−1, 1] as one PNG."""
-    from torchvision.transforms.functional import to_pil_image
-    from torchvision.utils import make_grid
-
-    out = Path(path)
-    grid = make_grid(images.flatten(0, 1).clamp(-1, 1), nrow=images.shape[1], padding=2, pad_value=1.0, normalize=True, value_range=(-1, 1))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    to_pil_image(grid).save(out)
-    return out

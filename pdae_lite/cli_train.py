@@ -3,9 +3,11 @@ import argparse
 import contextlib
 import os
 from dataclasses import replace
-from pathlib import Path
 
+from .cli_models import DPM, fingerprint, image_shape, kind_of, load_autoencoder, load_dpm, model_file
 from .settings import UsageError, override
+
+__all__ = ["METHODS", "add_commands", "load_autoencoder", "load_dpm", "model_file"]
 
 DATA = """training data: digits or peeps, which ship; FOLDER, every image below it; classes:FOLDER, the same with a subfolder
 for each class; lmdb:PATH, in Diff-AE's layout; torchvision:NAME[:ROOT], mnist, fashion_mnist, cifar10 or celeba in the folder
@@ -28,8 +30,9 @@ def add_commands(commands) -> None:
                                             "scratch, an encoder and a diffusion model together (diffae), or a classifier of noisy "
                                             "images, for guidance (classifier).")
     train.add_argument("--method", choices=tuple(METHODS), default="pdae", help="what to train (default: %(default)s)")
-    train.add_argument("--dpm", metavar="FILE",
-                       help="for pdae: the pre-trained DPM, a file of `pdae pretrain`, or the name of a shipped model (digits)")
+    train.add_argument("--dpm", metavar="DPM", help=f"for pdae: {DPM}")
+    train.add_argument("--dpm-by", choices=("value", "reference"), default="value",
+                       help="for hf: what the PDAE's file holds of its DPM: the weights, or where they are (default: %(default)s)")
     train.set_defaults(run=_train)
     _options(train)
     for command in (pretrain, train):
@@ -86,14 +89,25 @@ def _train(args) -> None:
 
 def _train_pdae(args) -> None:
     if args.dpm is None:
-        raise UsageError("--dpm is missing; train a DPM by `pdae pretrain`, or name a shipped model (digits)")
-    dpm = load_dpm(args.dpm)
-    size, channels = _takes(args, dpm, dpm.config)
-    preset = _settings(args, "pdae", _preset(args, dpm).encoding(size, channels))
+        raise UsageError("--dpm is missing; train a DPM by `pdae pretrain`, name a shipped model (digits), or bring one: hf:…, adm:…, "
+                         "released:…")
+    from .model import PDAE
+
+    kind = kind_of(args.dpm)
+    ours, of_adm = ([s for s in args.settings if s.startswith("adm.") == adm] for adm in (False, True))
+    with _one_first(kind == "hf"):
+        dpm, schedule = load_dpm(args.dpm, of_adm, args.dpm_by, args.size)
+    size, channels = _takes(args, dpm, dpm)
+    named, args.settings, args.size = args.preset is not None, ours, size
+    preset = _preset(args, dpm).encoding(size, channels)
+    if args.preset == WITHOUT_PRESET and not named and getattr(dpm, "metadata", {}).get("preset") is None:
+        preset = _for_photos(preset, size, channels)
+    preset = _settings(args, "pdae", preset)
     data, config = _data(args, preset, size, channels), preset.train
     preset = _labelled(args, preset, data)
     _seed(config)
-    _run(preset.pdae(dpm), data, config, args, metadata={"dpm": args.dpm})
+    facts = {"dpm": args.dpm} if kind is None else {"dpm": args.dpm, "dpm_sha256": fingerprint(args.dpm, dpm)["sha256"]}
+    _run(PDAE(dpm, preset.new_encoder(), schedule, precondition=preset.precondition), data, config, args, metadata=facts)
 
 
 def _train_diffae(args) -> None:
@@ -121,7 +135,7 @@ def _latent(args) -> None:
 
     _join_processes()
     model = load_autoencoder(args.model)
-    size, channels = _takes(args, model, model.network.config)
+    size, channels = _takes(args, model, model.network)
     preset = _preset(args, model)
     preset = _settings(args, "latent", replace(preset, mlp=replace(preset.mlp, z_dim=model.z_dim)))
     data, config = _data(args, preset, size, channels), preset.train_latent
@@ -135,19 +149,9 @@ METHODS = {"pdae": _train_pdae, "diffae": _train_diffae, "classifier": _train_cl
 
 
 def _join_processes() -> None:
-    """Under torchrun: find the other processes. Where there is no GPU, accelerate must be told so, or else each process
-    would train by itself, all into the same folder."""
-    if "LOCAL_RANK" not in os.environ:
-        return
-    import torch
-    from accelerate import PartialState
+    from .training import join_processes
 
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is None or device.type == "mps":  # one MPS device can't be shared
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    processes = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true").num_processes
-    if processes != int(os.environ.get("WORLD_SIZE", "1")):
-        raise UsageError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate finds {processes}")
+    join_processes()
 
 
 def _seed(config) -> None:
@@ -169,11 +173,21 @@ def _run(model, data, config, args, metadata: dict | None = None, **options) -> 
 # ---- arguments to things ----------------------------------------------------------------------------------------------
 
 
-def _takes(args, model, config) -> tuple[int, int]:
+def _takes(args, model, dpm) -> tuple[int, int]:
     """Side and channels of the images that a given model takes; --size may only say the same."""
-    if args.size not in (None, config.image_size):
-        raise UsageError(f"--size {args.size}, but the given {type(model).__name__} takes {config.image_size}×{config.image_size}")
-    return config.image_size, config.in_channels
+    size, channels = image_shape(dpm)
+    if args.size not in (None, size):
+        raise UsageError(f"--size {args.size}, but the given {type(model).__name__} takes {size}×{size}")
+    return size, channels
+
+
+def _for_photos(preset, size: int, channels: int):
+    """The preset for a DPM that came without one: the encoder that the paper would give to such images, and settings for networks
+    that are wider than those of the presets for CPUs and, as they begin as copies, less in need of large steps."""
+    from .encoder import SemanticEncoder
+
+    encoder = SemanticEncoder.for_images(size, channels, z_dim=512).config
+    return replace(preset, encoder=encoder, train=replace(preset.train, steps=20_000, lr=2e-4, ema=0.9995))
 
 
 def _labelled(args, preset, data):
@@ -233,38 +247,3 @@ def _one_first(wait: bool):
     from accelerate import PartialState
 
     return PartialState().local_main_process_first()
-
-
-def model_file(name: str) -> Path:
-    """The file of a shipped model, such as digits or digits_pdae, or any other."""
-    from .data import ASSETS
-
-    shipped = (path for path in (ASSETS / f"{name}_pdae.safetensors", ASSETS / f"{name}.safetensors") if path.is_file())
-    return next(shipped, Path(name))
-
-
-def load_dpm(name: str):
-    """The DPM of a file, or of a shipped model."""
-    from .checkpoint import CheckpointError, load_model
-    from .model import PDAE
-
-    path = model_file(name)
-    model = load_model(path)
-    if isinstance(model, PDAE):
-        metadata, model = model.metadata, model.dpm
-        model.metadata = metadata
-    if not hasattr(model, "trunk"):
-        raise CheckpointError(f"{path}: holds a {type(model).__name__}; want a DPM or a PDAE")
-    return model
-
-
-def load_autoencoder(name: str):
-    """The PDAE or Diff-AE of a file, or a shipped one."""
-    from .autoencoder import Autoencoder
-    from .checkpoint import load_model
-
-    path = model_file(name)
-    model = load_model(path)
-    if not isinstance(model, Autoencoder):
-        raise UsageError(f"{path}: holds a {type(model).__name__}; want a PDAE or a DiffAE")
-    return model
