@@ -3,6 +3,7 @@ import argparse
 import sys
 
 from .cli_doctor import add_doctor
+from .cli_evaluate import add_evaluate
 from .cli_images import add_images
 from .cli_models import model_file
 from .cli_train import METHODS, add_commands
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(commands)
     add_images(commands)
     add_doctor(commands)
+    add_evaluate(commands)
 
     presets = commands.add_parser("presets", help="list the presets, or the settings of one",
                                   description="List the presets of `pdae pretrain` and `pdae train`; with a name, all settings of that "
