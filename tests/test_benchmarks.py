@@ -1,17 +1,31 @@
-"""The benchmark of the training step: that it runs, what it writes, and that its arithmetic is that of the real step."""
+"""The benchmarks: that they run, what they write, and that their arithmetic is that of the real thing."""
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from pdae_lite.encoder import EncoderConfig, SemanticEncoder
+from pdae_lite.model import PDAE
 from pdae_lite.presets import PRESETS
+from pdae_lite.schedule import NoiseSchedule
 from pdae_lite.settings import UsageError, override
+from pdae_lite.unet import UNet, UNetConfig
 
-_spec = importlib.util.spec_from_file_location("training_benchmark", Path(__file__).parent.parent / "benchmarks" / "training.py")
-benchmark = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(benchmark)
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def load(name):
+    """A script of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+benchmark = load("training")
 
 TINY = [f"{name}={value}" for name, value in {
     "unet.image_size": 16, "unet.base_channels": 8, "unet.channel_mult": "1,2", "unet.attention_downsampling": 2, "unet.patch_size": 1,
@@ -124,3 +138,76 @@ def test_bad_arguments(args, message):
     with pytest.raises(UsageError, match=message) as e:
         run(*args)
     assert "\n" not in str(e.value)
+
+
+# ---- benchmarks/sampling.py ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sampling_benchmark():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return load("sampling")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def tiny_pdae(tmp_path_factory):
+    torch.manual_seed(0)
+    dpm = UNet(UNetConfig(32, 1, 8, (1, 2), 1, (), patch_size=4))
+    pdae = PDAE(dpm, SemanticEncoder(EncoderConfig(32, 1, (8, 8, 8), None, 1, 4)), NoiseSchedule.linear())
+    for p in [*pdae.dpm.out.parameters(), *pdae.estimator.parameters()]:
+        p.data = 0.1 * torch.randn(p.shape)
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    pdae.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(sampling_benchmark, tiny_pdae, tmp_path_factory):
+    path = tmp_path_factory.mktemp("result") / "sampling.json"
+    return sampling_benchmark.main(["--quick", "--device", "cpu", "--model", str(tiny_pdae), "--json", str(path)]), path
+
+
+def test_sampling_is_measured_and_written(measured, sampling_benchmark):
+    result, path = measured
+    assert json.loads(path.read_text()) == json.loads(json.dumps(result))
+    assert set(sampling_benchmark.SECTIONS) <= set(result) and result["command"].startswith("python benchmarks/sampling.py --quick")
+    text = sampling_benchmark.table(result)
+    for section in sampling_benchmark.SECTIONS:
+        for row in result[section].get("rows", []):
+            assert row["name"] in text
+    assert "mixing two z" in text and "nan" not in text
+
+
+def test_sampling_costs_are_counted(measured, sampling_benchmark):
+    """Evaluations are those of the sampler; a shifted one costs trunk, head and estimator, a plain one no estimator."""
+    result, _ = measured
+    gflop = result["gflop"]
+    one = sum(gflop.values())
+    rows = {r["name"]: r for r in result["random_x_T"]["rows"]}
+    assert rows["DDIM 1000, uniform grid: the solution"]["evaluations"] == 50  # a 20th of all steps
+    for row in rows.values():
+        assert row["evaluations"] == row["shifted"] and row["gflop"] == pytest.approx(row["evaluations"] * one)
+    inferred = {r["name"]: r for r in result["inferred_x_T"]["rows"]}
+    exact, without_z = (inferred[f"BELM 30 + 30, quadratic grid{end}"] for end in ("", ", without z"))
+    assert exact["evaluations"] == without_z["evaluations"] == 3 + 2  # the pair saves one
+    assert without_z["shifted"] == 0 and without_z["gflop"] == pytest.approx(5 * (one - gflop["shift"]))
+    assert exact["mse"]["value"] < 1e-6 and without_z["mse"]["value"] < 1e-6  # rebuilds anything, z or not
+    assert result["intervals"]["rows"][0]["shifted"] > result["intervals"]["rows"][2]["shifted"]
+    mixing = result["mixing"]
+    assert mixing["allowed"] == pytest.approx(2 * one / (one + gflop["shift"]))
+    assert mixing["share"] == pytest.approx(mixing["speed_up"] / mixing["allowed"])
+
+
+def test_sections_are_measured_anew(measured, sampling_benchmark, tiny_pdae):
+    before, path = measured
+    args = ["--device", "cpu", "--model", str(tiny_pdae), "--json", str(path), "--only", "mixing"]
+    with pytest.raises(UsageError, match="measured with other counts or another model"):
+        sampling_benchmark.main([*args, "--quick", "--images", "4"])
+    again = sampling_benchmark.main([*args, "--quick"])
+    assert again["drawn"] == before["drawn"] and again["command"] == before["command"]
+    assert again["mixing"]["command"].endswith("--only mixing --quick") and json.loads(path.read_text())["mixing"] == again["mixing"]
+    with pytest.raises(UsageError, match="--images 2; want 3 or more"):
+        sampling_benchmark.main([*args, "--images", "2"])

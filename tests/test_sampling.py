@@ -54,7 +54,9 @@ def test_paper_grid():
 def test_quadratic_grid():
     assert time_grid(LINEAR, 10, "quadratic") == [-1, 9, 39, 89, 159, 249, 359, 489, 639, 809, 999]
     assert time_grid(LINEAR, 1000, "quadratic") == list(range(-1, 1000))
+    assert time_grid(LINEAR, 10, "cubic") == [-1, 0, 7, 26, 63, 124, 215, 342, 511, 728, 999]
     for steps in range(1, 1001):  # as many evaluations as were asked for, however short the first steps
+        assert len(time_grid(LINEAR, steps, "cubic")) == steps + 1
         points = time_grid(LINEAR, steps, "quadratic")
         assert len(points) == steps + 1 and points[0] == -1 and points[-1] == 999
 

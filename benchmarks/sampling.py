@@ -1,0 +1,364 @@
+"""Quality of sampling and of inversion against what they cost, for a PDAE that ships: the paper's protocol and ours in one run.
+
+    python benchmarks/sampling.py --data digits
+    python benchmarks/sampling.py --data peeps --device cuda --dtype bf16 --compile --json peeps_gpu.json
+
+Cost is counted in evaluations of the network, in GFLOP (with the estimator an evaluation costs more than without) and in seconds.
+The README says what each number means. Sections go to the JSON file as they are done; `--only` measures some anew.
+"""
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from sampling_report import table
+from torch import Tensor
+from training import flops, provenance
+
+import pdae_lite
+from pdae_lite import data, losses, metrics, sampling
+from pdae_lite.bidirectional import belm, belm_invert
+from pdae_lite.diagnostics import noise_statistics, pick
+from pdae_lite.features import extract
+from pdae_lite.guidance import mixed
+from pdae_lite.progress import progress_bar
+from pdae_lite.settings import UsageError
+from pdae_lite.speed import accelerate
+
+
+@dataclass(frozen=True)
+class Counts:
+    """`images`: held-out ones, rebuilt from random and from inferred x_T. `kid`: drawn for each distance of distributions.
+    `small_t`: images of each noise error at small t. `fewer`: divides all numbers of steps, for a quick look."""
+
+    images: int = 8
+    kid: int = 100
+    small_t: int = 50
+    batch: int = 16
+    rounds: int = 9
+    fewer: int = 1
+
+
+QUICK = Counts(images=3, kid=4, small_t=4, rounds=3, fewer=20)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A sampler and its settings; `paper`: of the paper's protocol."""
+
+    sampler: str
+    steps: int
+    grid: str = "uniform"
+    paper: bool = False
+
+    def __str__(self) -> str:
+        names = {"ddim": "DDIM", "dpm_solver": "DPM-Solver++"}
+        return f"{names[self.sampler]} {self.steps}, {self.grid} grid"
+
+
+PAPER = [Scheme("ddim", n, "paper", True) for n in (10, 20, 50, 100)]
+OURS = [Scheme("ddim", n) for n in (10, 15, 100)] + [Scheme("dpm_solver", n) for n in (10, 15, 20)] + [
+    Scheme("dpm_solver", n, grid) for grid in ("quadratic", "cubic") for n in (6, 8, 10, 12, 15, 20)]
+FAST = Scheme("dpm_solver", 10, "quadratic")  # for what compares denoisers, not samplers
+DRAWN = [PAPER[0], PAPER[-1], FAST, Scheme("dpm_solver", 15, "cubic")]
+
+
+class Bench:
+    """A model, its data, and a meter on each of its parts: the images that go through, and the seconds."""
+
+    def __init__(self, name: str, path: Path | None, counts: Counts, device: torch.device, dtype: torch.dtype | None, compile: bool):
+        self.name, self.counts, self.device = name, counts, device
+        self.model = (pdae_lite.load(name) if path is None else pdae_lite.PDAE.load(path)).to(device)
+        self.net = pdae_lite.load(name, kind="features").to(device)
+        size = self.net.config.image_size
+        if self.model.dpm.config.image_size != size:
+            raise UsageError(f"the model draws {self.model.dpm.config.image_size}×…, the feature network takes {size}×{size}")
+        self.schedule, images = self.model.schedule, getattr(data, name)
+        sized = {"size": size} if name == "peeps" else {}
+        self.test, self.train = images("test", **sized), images("train", **sized)
+        self.gflop = self._gflop()
+        if dtype is not None or compile:
+            self.model = accelerate(self.model, dtype, compile)
+        self.passed = dict.fromkeys(self.gflop, 0)
+        for part, owner, method in (("trunk", self.model.dpm, "trunk"), ("head", self.model.dpm, "head"),
+                                    ("shift", self.model, "gradient")):
+            setattr(owner, method, self._metered(part, getattr(owner, method)))
+        self.x = self.test.floats(slice(counts.images)).to(device)
+        self.z = self.model.encode(self.x).detach()
+        self.x_T = self.model.noise(len(self.x), torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def _gflop(self) -> dict[str, float]:
+        """GFLOP of one image through each part."""
+        x, t = self.test.floats(slice(1)).to(self.device), torch.zeros(1, dtype=torch.int64, device=self.device)
+        trunk, features = flops(lambda: self.model.features(x, t))
+        head, shift = (flops(run)[0] for run in (lambda: self.model.eps(features),
+                                                 lambda: self.model.gradient(features, self.model.encoder(x))))
+        encoder = flops(lambda: self.model.encoder(x))[0]
+        return {"trunk": trunk / 1e9, "head": head / 1e9, "shift": (shift - encoder) / 1e9}
+
+    def _metered(self, part: str, function: Callable) -> Callable:
+        def run(first, *rest):
+            self.passed[part] += len(first if torch.is_tensor(first) else first[0])  # heads get features, x_t first
+            return function(first, *rest)
+        return run
+
+    def cost(self, run: Callable, n: int) -> tuple[object, dict]:
+        """The result of a call, and what it cost for each of n images."""
+        self.passed.update(dict.fromkeys(self.passed, 0))
+        self._wait()
+        start = self._clock()
+        result = run()
+        self._wait()
+        seconds = self._clock() - start
+        each = {part: count / n for part, count in self.passed.items()}
+        return result, {"evaluations": each["trunk"], "shifted": each["shift"], "seconds": seconds / n,
+                        "gflop": sum(each[part] * g for part, g in self.gflop.items())}
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _clock(self) -> float:
+        # On a CPU, seconds of processor time, which other programs on the machine don't lengthen; with one thread it is wall-clock.
+        return time.process_time() if self.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+
+    def steps(self, n: int) -> int:
+        return max(3, n // self.counts.fewer)
+
+    def sample(self, scheme: Scheme, denoiser, x_T: Tensor, clip: bool = True) -> Tensor:
+        return getattr(sampling, scheme.sampler)(denoiser, x_T, self.schedule, self.steps(scheme.steps), clip=clip, grid=scheme.grid)
+
+    def by_batch(self, function: Callable, *tensors: Tensor) -> Tensor:
+        return torch.cat([function(*parts) for parts in zip(*(x.split(self.counts.batch) for x in tensors))])
+
+    def features(self, images: Tensor, layer: str):
+        return extract(self.net, images, layer)
+
+
+def numbers(e: metrics.Estimate) -> dict:
+    return {"value": e.value, "low": e.low, "high": e.high, "n": list(e.n)}
+
+
+def likeness(b: Bench, images: Tensor, originals: Tensor, name: str = "") -> dict:
+    """How far images are from others, pair by pair. Clamped, since the paper's grid ends short of the clean image."""
+    images = images.clamp(-1, 1)
+    return {f"mse{name}": numbers(metrics.mean(metrics.mse(images, originals))),
+            f"ssim{name}": numbers(metrics.mean(metrics.ssim(images, originals))),
+            f"features{name}": numbers(metrics.mean(metrics.feature_distance(b.features(images, "shape"), b.features(originals, "shape"))))}
+
+
+def _noise(x_T: Tensor) -> dict:
+    """`noise_statistics`, and the mean over pixels of the variance over images: 1 for noise, less where images share something."""
+    return noise_statistics(x_T) | {"pixel_variance": float(x_T.double().var(0).mean())}
+
+
+def follows_z(b: Bench, edited: Tensor) -> dict:
+    """The share of images, each from the x_T of one original and the z of the one before it, that are nearer to the latter."""
+    e, own, other = (b.features(v.clamp(-1, 1), "class") for v in (edited, b.x, b.x.roll(1, 0)))
+    return numbers(metrics.proportion(metrics.feature_distance(e, other) < metrics.feature_distance(e, own)))
+
+
+# ---- the sections -------------------------------------------------------------------------------------------------------------
+
+
+def random_x_T(b: Bench, each: Callable) -> dict:
+    """From one and the same noise: the distance to the solution with 1000 steps."""
+    made, solution = b.model.denoiser(b.z), Scheme("ddim", 1000)
+    reference, cost = b.cost(lambda: b.sample(solution, made, b.x_T), len(b.x))
+    rows = [{"name": f"{solution}: the solution"} | asdict(solution) | cost | likeness(b, reference, b.x, "_to_x_0")]
+    for scheme in each([*PAPER, *OURS]):
+        images, cost = b.cost(lambda s=scheme: b.sample(s, made, b.x_T), len(b.x))
+        rows.append({"name": str(scheme)} | asdict(scheme) | cost | likeness(b, images, reference) | likeness(b, images, b.x, "_to_x_0"))
+    return {"rows": rows}
+
+
+def inferred_x_T(b: Bench, each: Callable) -> dict:
+    """There and back: the error, how Gaussian x_T is, and whether an image decoded with another one's z follows that z."""
+    s, own, other = b.schedule, b.model.denoiser(b.z), b.model.denoiser(b.z.roll(1, 0))
+
+    def plain(up, down, invert={}, decode={}):
+        up, down = b.steps(up), b.steps(down)
+        return (lambda d: sampling.invert(d, b.x, s, up, **invert)), (lambda d, x_T: sampling.ddim(d, x_T, s, down, **decode))
+
+    def second(n, grid):
+        n = b.steps(n)
+        return ((lambda d: sampling.invert(d, b.x, s, n, order=2, grid=grid)),
+                (lambda d, x_T: sampling.dpm_solver(d, x_T, s, n, grid=grid)))
+
+    def exact(n, grid):
+        n = b.steps(n)
+        return (lambda d: belm_invert(d, b.x, s, n, grid=grid)), (lambda d, x_T: belm(d, x_T, s, n, grid=grid))
+
+    released = {"grid": "paper", "clip": True}
+    ways = {"paper: invert 1000, decode 100": (*plain(1000, 100, released, released), own),
+            "DDIM 100 + 100": (*plain(100, 100), own), "DDIM 30 + 30": (*plain(30, 30), own),
+            "DDIM 15 + 15, two fixed-point iterations": (*plain(15, 15, {"fixed_point": 2}, {"clip": False}), own),
+            "second order 30 + 30, uniform grid": (*second(30, "uniform"), own),
+            "second order 30 + 30, quadratic grid": (*second(30, "quadratic"), own),
+            "BELM 30 + 30, uniform grid": (*exact(30, "uniform"), own),
+            "BELM 30 + 30, quadratic grid": (*exact(30, "quadratic"), own),
+            "BELM 30 + 30, quadratic grid, without z": (*exact(30, "quadratic"), b.model.dpm)}
+    rows = []
+    for name in each(ways):
+        invert, decode, denoiser = ways[name]
+        x_T, up = b.cost(lambda: invert(denoiser), len(b.x))
+        images, down = b.cost(lambda: decode(denoiser, x_T), len(b.x))
+        cost = {key: up[key] + down[key] for key in up}
+        noise = _noise(x_T if torch.is_tensor(x_T) else x_T[0])
+        row = {"name": name, "paper": name.startswith("paper")} | cost | likeness(b, images, b.x) | {"noise": noise}
+        if denoiser is own:
+            row["follows_z"] = follows_z(b, decode(other, x_T))
+        rows.append(row)
+    chance = [_noise(torch.randn(b.x.shape, generator=torch.Generator().manual_seed(seed))) for seed in range(20)]
+    ranges = {k: [min(c[k] for c in chance), max(c[k] for c in chance)] for k in chance[0]}
+    return {"rows": rows, "gaussian_noise": ranges}
+
+
+def shift_forms(b: Bench, each: Callable) -> dict:
+    """√(1−ᾱ_t) against k_t: the error of ε̂ at small t, and images."""
+    ts = [t for t in (0, 1, 2, 4, 7, 12, 20, 40, 100) if t < b.schedule.T]
+    x = b.test.floats(slice(b.counts.small_t)).to(b.device)
+    out = {"t": ts, "error_dpm": losses.noise_error(lambda v: b.model.dpm, x, b.schedule, ts).tolist()}
+    rows = []
+    for form in each(("ddim", "ddpm")):
+        errors = losses.noise_error(lambda v, f=form: b.model.denoiser(b.model.encode(v), shift=f), x, b.schedule, ts)
+        out[f"error_{form}"] = errors.tolist()
+        made = b.model.denoiser(b.z, shift=form)
+        for scheme in (PAPER[2], FAST):
+            rows.append({"form": form, "name": str(scheme)} | likeness(b, b.sample(scheme, made, b.x_T), b.x))
+        x_T = sampling.invert(made, b.x, b.schedule, b.steps(50))
+        rows.append({"form": form, "name": "inferred x_T, DDIM 50 + 50"} | likeness(
+            b, sampling.ddim(made, x_T, b.schedule, b.steps(50)), b.x) | {"noise": _noise(x_T)})
+        x_T, _ = belm_invert(made, b.x, b.schedule, b.steps(30), grid="quadratic")
+        rows.append({"form": form, "name": "inferred x_T, BELM 30, quadratic grid", "noise": _noise(x_T)})
+    return out | {"rows": rows}
+
+
+INTERVALS: dict[str, Callable[[Tensor], Tensor]] = {
+    "always": lambda u: 1.0 + 0 * u, "off below 0.1": lambda u: 1.0 * (u >= 0.1), "off below 0.3 (paper)": lambda u: 1.0 * (u >= 0.3),
+    "off below 0.5": lambda u: 1.0 * (u >= 0.5), "off above 0.7": lambda u: 1.0 * (u < 0.7), "off above 0.9": lambda u: 1.0 * (u < 0.9),
+    "0.3 to 0.7 only": lambda u: 1.0 * ((u >= 0.3) & (u < 0.7)), "ramp 2u": lambda u: 2 * u, "ramp 2(1 − u)": lambda u: 2 * (1 - u)}
+
+
+def intervals(b: Bench, each: Callable) -> dict:
+    """The scale of the shift as a function of u = t/T: what rebuilt images, edits and distributions of images need."""
+    z, x_T, x = _drawn_from(b)
+    edit_T = sampling.invert(b.model.denoiser(b.z), b.x, b.schedule, b.steps(30), grid="quadratic", order=2)
+    originals, real, rows = b.features(b.test.floats(), "class"), metrics.reference(b.name), []
+    for name in each(INTERVALS):
+
+        def made(codes, scale=INTERVALS[name]):
+            return b.model.denoiser(codes, lambda t: scale(t / b.schedule.T))
+
+        images, cost = b.cost(lambda m=made: b.by_batch(lambda c, v: b.sample(FAST, m(c), v), z, x_T), len(x))
+        features = b.features(images.clamp(-1, 1), "class")
+        nearest = torch.cdist(features.values, originals.values).argmin(1) == torch.arange(len(x))
+        rows.append({"name": name} | cost | likeness(b, images, x) | {
+            "nearest_is_own": numbers(metrics.proportion(nearest)), "kid": numbers(metrics.kid(features, real)),
+            "follows_z": follows_z(b, b.sample(FAST, made(b.z.roll(1, 0)), edit_T))})
+    return {"rows": rows, "sampler": str(FAST), "space": real.space}
+
+
+def drawn(b: Bench, each: Callable) -> dict:
+    """The distance to the distribution of the data, of images from true codes and random x_T."""
+    z, x_T, _ = _drawn_from(b)
+    real, rows = metrics.reference(b.name), []
+    for scheme in each(DRAWN):
+        images, cost = b.cost(lambda s=scheme: b.by_batch(lambda c, v: b.sample(s, b.model.denoiser(c), v), z, x_T), len(z))
+        distance = metrics.kid(b.features(images.clamp(-1, 1), "class"), real)
+        rows.append({"name": str(scheme)} | asdict(scheme) | cost | {"kid": numbers(distance)})
+    return {"rows": rows, "space": real.space}
+
+
+def _drawn_from(b: Bench) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of held-out images, as an ideal latent DPM would draw them; random x_T; the images."""
+    x = pick(b.test, min(b.counts.kid, len(b.test)), seed=1).to(b.device)
+    return b.model.encode(x).detach(), b.model.noise(len(x), torch.Generator().manual_seed(2)), x
+
+
+def mixing(b: Bench, each: Callable) -> dict:
+    """Mixing two gradients with trunk and ε_θ shared, against two whole evaluations: measured, and what arithmetic allows."""
+    n = min(b.counts.batch, len(b.x))
+    x, z_a, t = b.x_T[:n], b.z[:n], torch.full((n,), b.schedule.T // 2, device=b.device)
+    z_b = z_a.roll(1, 0)
+    shared, alone = mixed(b.model, z_a, z_b, 0.3, "gradient"), [b.model.denoiser(z) for z in (z_a, z_b)]
+
+    def twice(x, t):
+        return torch.lerp(alone[0](x, t), alone[1](x, t), 0.3)
+
+    with torch.no_grad():
+        torch.testing.assert_close(shared(x, t), twice(x, t), rtol=1e-2, atol=1e-2)
+        pairs = []
+        for _ in each(range(b.counts.rounds)):  # in turns, so that whatever else the machine does hits both
+            pairs.append([b.cost(lambda r=run: r(x, t), n)[1] for run in (twice, shared)])
+    ratios = [two["seconds"] / one["seconds"] for two, one in pairs]
+    allowed = pairs[0][0]["gflop"] / pairs[0][1]["gflop"]
+    return {"speed_up": statistics.median(ratios), "range": [min(ratios), max(ratios)], "allowed": allowed,
+            "share": statistics.median(ratios) / allowed, "images": n}
+
+
+SECTIONS = {"random_x_T": random_x_T, "inferred_x_T": inferred_x_T, "shift": shift_forms, "intervals": intervals, "drawn": drawn,
+            "mixing": mixing}
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Run the benchmark; returns what it prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("digits", "peeps"), default="digits")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="another PDAE than the one that ships")
+    parser.add_argument("--images", type=int, metavar="N", help=f"held-out images that are rebuilt (default: {Counts.images})")
+    parser.add_argument("--kid", type=int, metavar="N", help=f"images drawn for each KID (default: {Counts.kid})")
+    parser.add_argument("--quick", action="store_true", help="a few images and steps, to see that it runs; the numbers mean nothing")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"some of {', '.join(SECTIONS)}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="precision of the networks")
+    parser.add_argument("--compile", action="store_true", help="compile them; on CUDA, record CUDA graphs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="default: the package's assets/sampling_DATA.json; with --quick: none")
+    args = parser.parse_args(argv)
+    counts = QUICK if args.quick else Counts()
+    for name in ("images", "kid"):
+        value = getattr(args, name)
+        if value is not None:
+            if value < 3:
+                raise UsageError(f"--{name} {value}; want 3 or more")
+            counts = replace(counts, **{name: value})
+    path = args.json or (None if args.quick else Path(pdae_lite.__file__).parent / "assets" / f"sampling_{args.data}.json")
+    dtype = torch.bfloat16 if args.dtype == "bf16" else None
+    before = json.loads(path.read_text()) if args.only and path is not None and path.is_file() else {}
+    b = Bench(args.data, args.model, counts, torch.device(args.device), dtype, args.compile)
+    given = shlex.join(sys.argv[1:] if argv is None else argv)
+    result = {"data": args.data, "command": f"python benchmarks/sampling.py {given}".strip(), "counts": asdict(counts),
+              "dtype": args.dtype, "compile": args.compile, "seeds": {"x_T": 0, "images of KID": 1, "x_T of KID": 2},
+              "provenance": provenance(b.device), "gflop": b.gflop}
+    same = ("data", "counts", "gflop", "dtype", "compile")
+    if before and any(before[k] != result[k] for k in same):
+        raise UsageError(f"{path} was measured with other counts or another model; leave --only out to measure all anew")
+    for name in args.only or SECTIONS:
+        torch.manual_seed(0)
+        section = SECTIONS[name](b, lambda items, name=name: progress_bar(list(items), desc=name, show=sys.stderr.isatty()))
+        section |= {"command": result["command"], "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        if path is not None and path.is_file() and (args.only or name != next(iter(SECTIONS))):
+            result = json.loads(path.read_text())  # others may have measured their sections meanwhile
+        result[name] = section
+        if path is not None:
+            path.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+    return result
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UsageError as e:
+        sys.exit(f"error: {e}")
