@@ -72,14 +72,14 @@ weights: $(READY)
 	$(call model,digits,classifier,train --method classifier --set unet.base_channels=32 --set train.steps=1200 --set train.lr=2e-3 --set train.warmup=100 --set train.decay=0.8 --set train.weight_decay=0.01)
 	$(call ship,digits,classifier)
 	$(BIN)/python scripts/evaluate_classifier.py
-	$(call model,digits,class,train --labels --dpm digits --set train.steps=1200)
+	$(call model,digits,class,train --labels --dpm digits --set train.steps=500)
 	$(call ship,digits,class) --shipped-dpm digits --int8
 	$(call drawn,digits,class)
-	$(call model,digits,cond_dpm,pretrain --labels --set unet.base_channels=32 --set train.steps=1500)
+	$(call model,digits,cond_dpm,pretrain --labels --set unet.base_channels=32 --set train.steps=1200)
 	$(call ship,digits,cond_dpm) --int8
 	$(call drawn,digits,cond_dpm)
 	$(call both,peeps)
-	$(BIN)/python scripts/training_efficiency.py --images 48000
+	$(BIN)/python scripts/training_efficiency.py --images 25600
 
 clean:
 	rm -rf book/_build build dist pdae_lite.egg-info .pytest_cache .ruff_cache .hypothesis

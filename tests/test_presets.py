@@ -93,8 +93,8 @@ def test_the_shipped_model_was_trained_with_its_preset():
 
 def test_what_the_recipe_of_the_faces_is():
     peeps = PRESETS["peeps"]
-    assert (peeps.pretrain.steps, peeps.train.steps, peeps.train_diffae.steps) == (7200, 6400, 6400)
-    assert asdict(peeps.pretrain) | {"steps": 6400} == asdict(peeps.train)
+    assert (peeps.pretrain.steps, peeps.train.steps, peeps.train_diffae.steps) == (7200, 5000, 5000)
+    assert asdict(peeps.pretrain) | {"steps": 5000} == asdict(peeps.train)
     assert (peeps.train.batch_size, peeps.train.lr, peeps.train.warmup, peeps.train.decay, peeps.train.ema) == (64, 1e-3, 300, 0.6, 0.999)
     assert peeps.train.flip and not PRESETS["digits"].train.flip
     assert (peeps.prediction, peeps.precondition, peeps.train.weight) == ("v", "v", "v")
