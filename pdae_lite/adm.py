@@ -46,7 +46,8 @@ def load_adm(checkpoint: PathLike, config: dict | None = None) -> UNet:
             "32,16,8". Where all that `UNetModel` demands is given, its defaults stand for the rest, one head among them.
 
     `out_channels` twice `in_channels` means a learned variance, which `UNet` drops: the first channels are the noise. Networks
-    trained with `rescale_timesteps` and another number of steps than 1000 want t·1000/T in the place of t.
+    trained with `rescale_timesteps` and another number of steps than 1000 want t·1000/T in the place of t. A class-conditional
+    network (`num_classes`) wants labels in every call, so it can't be the DPM of a PDAE.
 
     Returns the network in eval mode, float32, on the CPU.
 

@@ -2,6 +2,7 @@
 
 The protocol is the release's: its grid of t (`grid="paper"`), x̂_0 clamped in every step, inversion included, and its metrics.
 """
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,8 @@ def inception_space(path: str | Path, device="cpu") -> FeatureSpace:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file; want a TorchScript of Inception, such as StyleGAN2-ADA's inception-2015-12-05.pt")
     try:
-        net = torch.jit.load(str(path), map_location=device).eval()
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch would rather see torch.export; files are as they are
+            net = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as e:
         raise ValueError(f"{path}: not a TorchScript file ({str(e).strip().splitlines()[0][:100]})") from None
 

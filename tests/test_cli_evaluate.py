@@ -2,6 +2,7 @@
 import io
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,8 @@ class TinyInception(torch.nn.Module):
 
 @pytest.fixture
 def inception(tmp_path):
-    torch.jit.script(TinyInception()).save(str(tmp_path / "inception.pt"))
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch: TorchScript is to go
+        torch.jit.script(TinyInception()).save(str(tmp_path / "inception.pt"))
     return tmp_path / "inception.pt"
 
 
@@ -73,10 +75,11 @@ def inception(tmp_path):
 
 def test_reconstructions_are_the_release_s(pdae, expected):
     """Whole runs agree with the fixture as far as float32 lets them: see test_interop."""
-    rows = evaluation.reconstructions(pdae, expected["x_0"], expected["x_T"], 10)
-    difference = (rows["PDAE, random x_T"] - expected["ddim10_sample"]).abs()
+    one = {k: v[:1] for k, v in expected.items()}
+    rows = evaluation.reconstructions(pdae, one["x_0"], one["x_T"], 10)
+    difference = (rows["PDAE, random x_T"] - one["ddim10_sample"]).abs()
     assert float((difference <= 1e-4).float().mean()) >= 0.999 and float(difference.max()) <= 1e-3
-    inferred = pdae.decode(expected["z"], expected["ddim10_encode"], 10, grid="paper")
+    inferred = pdae.decode(one["z"], one["ddim10_encode"], 10, grid="paper")
     assert float((rows["PDAE, inferred x_T"] - inferred).square().mean().sqrt()) < 1e-3
     assert float((rows["DDIM, inferred x_T"] - inferred).square().mean().sqrt()) > 1e-2  # no z
 
