@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   pdae edit one.png --model digits --probe probe.safetensors --attribute 8 --out edited.png
   pdae sample --model digits --plain --out samples.png
   pdae doctor runs/pdae/model.safetensors
+  pdae evaluate --model digits --count 200 --json digits.json
   pdae info runs/pdae/model.safetensors
 
 A run that was stopped goes on when the same command is given again. Several GPUs:
