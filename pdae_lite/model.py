@@ -161,8 +161,9 @@ class PDAE(Autoencoder):
                 ``lambda t: 2.0 * ((t >= 300) & (t < 700))`` (an interval) or ``lambda t: 3 * t / 1000`` (a ramp). 0 is the plain
                 DPM: where it is 0 for all, the estimator isn't run.
             off_last: plain DPM where t < off_last · T (the paper's unconditional samples: 0.3).
-            shift: "ddim", c_t = √(1−ᾱ_t) (eq. 6); "ddpm", c_t = k_t, the form it was trained in, exact for DDPM
-                (eq. 7) and usable in DDIM as the "consistent shift".
+            shift: "ddim", c_t = √(1−ᾱ_t) (eq. 6), right for a true ∇ log p(z | x_t); "ddpm", c_t = k_t, the form it was trained
+                in: exact for DDPM (eq. 7), and consistent in DDIM too, since the loss makes ε_θ − k_t G the best guess at ε. They
+                differ where t is small and z has little to add, so images hardly do; the default is the paper's.
         """
         return ShiftedDenoiser(self, z, scale, off_last, shift)
 
