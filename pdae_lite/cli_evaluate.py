@@ -75,6 +75,7 @@ def _check(args) -> None:
     if args.protocol is not None:
         if args.model is not None or args.released is None or args.data is None:
             raise UsageError("--protocol paper wants --released DIR and --data LMDB, and no --model")
+        args.data = args.data.removeprefix("lmdb:")  # as other commands write it
         if args.sets is not None and args.sets not in SETS:
             raise UsageError(f"--set {args.sets}; want one of {', '.join(SETS)}")
         return

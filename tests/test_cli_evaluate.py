@@ -185,7 +185,7 @@ def in_folders(tmp_path):
 def test_the_release_s_folders_and_inception(in_folders, faces, inception, tmp_path, capsys):
     found = paper.find_released(in_folders)
     assert set(found) == {"celeba64", "horse128"} and found["celeba64"].has_latent and not found["horse128"].has_latent
-    arguments = ["--protocol", "paper", "--released", in_folders, "--data", faces / "celebahq", "--steps", 1, "--samples", 20]
+    arguments = ["--protocol", "paper", "--released", in_folders, "--data", f"lmdb:{faces / 'celebahq'}", "--steps", 1, "--samples", 20]
     assert run(*arguments) == 2
     assert "is one LMDB, but Table 2 is of horse128, celeba64; name the one" in capsys.readouterr().err
     assert run(*arguments, "--set", "celeba64", "--inception", inception, "--json", tmp_path / "r.json") == 0

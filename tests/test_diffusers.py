@@ -161,8 +161,9 @@ def test_weights_of_the_dpm_or_random_ones():
     assert torch.equal(copied, own) and copied is not own and not torch.equal(fresh, own)
 
 
-def test_bfloat16():
-    pdae, x_0 = make(), random("celebahq").clamp(-1, 1)
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16(name):
+    pdae, x_0 = make(name), random(name).clamp(-1, 1)
     eps = torch.randn(x_0.shape)
     fit(pdae, x_0)
     want = pdae_loss(pdae, x_0, T_BATCH, eps)
@@ -173,16 +174,18 @@ def test_bfloat16():
     mixed.backward()
     assert all(p.dtype == torch.float32 and bool(p.grad.isfinite().all()) for p in pdae.trainable().parameters())
     whole = pdae_loss(pdae.to(torch.bfloat16), x_0, T_BATCH, eps, z=pdae.encoder(x_0.bfloat16()))
-    fresh = interop.from_diffusers(unet("celebahq").to(torch.bfloat16))[0].gradient_estimator(4)
+    fresh = interop.from_diffusers(unet(name).to(torch.bfloat16))[0].gradient_estimator(4)
     assert {p.dtype for p in fresh.parameters()} == {torch.float32}
     for value in (under_autocast, mixed, whole):
         assert value != want and abs(value.item() / want.item() - 1) < 0.05
 
 
-def test_compiles_in_one_graph():
-    pdae, x_0 = make("wide"), random("wide")
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_in_one_graph(name):
+    pdae, x_0 = make(name), random(name).clamp(-1, 1)
     fit(pdae, x_0)
     t, eps, weight = T_BATCH, torch.randn(x_0.shape), pdae.schedule.loss_weight()
+    torch.compiler.reset()
     compiled = torch.compile(pdae_loss, backend="eager", fullgraph=True)
     assert torch.equal(compiled(pdae, x_0, t, eps, weight), pdae_loss(pdae, x_0, t, eps, weight))
 
@@ -218,6 +221,16 @@ def test_euler_is_ddim(fitted):
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("kind", "options"), [
+    ("DPMSolverMultistepScheduler", {}), ("UniPCMultistepScheduler", {"disable_corrector": list(range(20))})])
+def test_their_solvers_of_order_1_are_ddim(fitted, kind, options):
+    shifted, x_T = denoiser(fitted, random("celebahq").clamp(-1, 1)), random("celebahq", seed=2)
+    theirs = getattr(diffusers, kind)(solver_order=1, timestep_spacing="trailing", **options)
+    got = interop.sample_with(theirs, shifted, x_T, fitted.schedule, 20)
+    want = sampling.ddim(shifted, x_T, fitted.schedule, grid=range(4, T, 5), clip=False)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 def test_their_dpm_solver_is_ours(fitted):
     shifted, x_T = denoiser(fitted, random("celebahq").clamp(-1, 1)), random("celebahq", seed=2)
     theirs = diffusers.DPMSolverMultistepScheduler(timestep_spacing="trailing")
@@ -238,7 +251,6 @@ def test_other_solvers_find_the_same_image(kind, options):
 
     got = interop.sample_with(getattr(diffusers, kind)(timestep_spacing="trailing", **options), gaussian, x_T, schedule, 20)
     ddim = sampling.ddim(gaussian, x_T, schedule, 20, clip=False)
-    print((got - x_T).abs().max(), (ddim - x_T).abs().max())
     assert (got - x_T).abs().max() < 0.5 * (ddim - x_T).abs().max()
 
 

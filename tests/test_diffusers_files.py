@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 from small_unets import T_BATCH, UNETS, T, diffusers, fit, random, scheduler, unet
+from torch.utils.data import TensorDataset
 
-from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, data, interop, train
+from pdae_lite import PDAE, EncoderConfig, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, data, interop, train
 from pdae_lite.checkpoint import CheckpointError, load_model, read, save_model
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
@@ -200,6 +201,36 @@ def test_train_on_a_folder_of_images(tmp_path, pipeline):
     x_0, x_T = data.to_float(images[0][None]), random("celebahq", 1)
     got, want = (model.decode(model.encode(x_0), x_T, steps=2) for model in (loaded, pdae))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)  # training left its weights in channels_last
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "UNet"])
+def test_latents_from_end_to_end(kind, tmp_path):
+    """Codes of a VAE, 4×32×32 and as large as they like: train, encode, decode, invert, save, load."""
+    if kind == "diffusers":
+        dpm, schedule = interop.from_diffusers(unet("latent"), scheduler("latent"))
+    else:
+        torch.manual_seed(0)
+        dpm, schedule = UNet(UNetConfig(32, 4, 8, (1, 2), 1, (), data_range=None)), NoiseSchedule.linear(T)
+        torch.nn.init.normal_(dpm.out[-1].weight, std=0.1)
+    pdae = PDAE(dpm, SemanticEncoder(EncoderConfig(32, 4, (8, 8), None, z_dim=4)), schedule)
+    before, x_0 = weights(pdae), 5 * random("latent", 4)
+    assert pdae.data_range is None and x_0.abs().max() > 15
+    train(pdae, TensorDataset(x_0), steps=3, batch_size=2, lr=1e-3, ema=0.0, progress=False)
+    assert {k.split(".")[0] for k, v in weights(pdae).items() if not torch.equal(v, before[k])} == {"encoder", "estimator"}
+    pdae.eval().to(memory_format=torch.contiguous_format)
+    with torch.no_grad():
+        z = pdae.encode(x_0[:1])
+    assert z.shape == (1, 4)
+    x_T = pdae.invert(x_0[:1], z, steps=20, fixed_point=5)
+    rebuilt = pdae.decode(z, x_T, steps=20)
+    assert rebuilt.shape == (1, 4, 32, 32) and rebuilt.abs().max() > 5  # nothing is clamped
+    assert (rebuilt - x_0[:1]).abs().mean() < 0.1 * x_0.abs().mean()
+    drawn = pdae.decode(z, steps=2, generator=torch.Generator().manual_seed(0))
+    assert drawn.shape == (1, 4, 32, 32) and (drawn - x_0[:1]).abs().mean() > 0.5 * x_0.abs().mean()
+    pdae.save(tmp_path / "pdae.safetensors")
+    loaded = PDAE.load(tmp_path / "pdae.safetensors")
+    assert same(weights(loaded), weights(pdae)) and loaded.data_range is None
+    torch.testing.assert_close(loaded.decode(z, x_T, steps=20), rebuilt, rtol=1e-3, atol=1e-3)
 
 
 def test_a_dpm_can_be_trained_on():
