@@ -182,12 +182,12 @@ def _takes(args, model, dpm) -> tuple[int, int]:
 
 
 def _for_photos(preset, size: int, channels: int):
-    """The preset for a DPM that came without one: the encoder that the paper would give to such images, and settings for networks
-    that are wider than those of the presets for CPUs and, as they begin as copies, less in need of large steps."""
+    """The preset for a DPM that came without one: an encoder like the paper's for such images, and the paper's learning rate, as
+    the network is likely to be of the size of the paper's."""
     from .encoder import SemanticEncoder
 
     encoder = SemanticEncoder.for_images(size, channels, z_dim=512).config
-    return replace(preset, encoder=encoder, train=replace(preset.train, steps=20_000, lr=2e-4, ema=0.9995))
+    return replace(preset, encoder=encoder, train=replace(preset.train, steps=20_000, lr=1e-4, ema=0.9995))
 
 
 def _labelled(args, preset, data):
