@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, cli, data, evaluation, keyed, metrics, paper
+from pdae_lite.cli_doctor import _open
 from pdae_lite.encoder import EncoderConfig
 
 lmdb = pytest.importorskip("lmdb", reason="lmdb isn't installed")
@@ -233,6 +235,12 @@ def test_any_model(tmp_path, capsys):
             assert report["reconstruction"]["2"][row][name]["value"] == pytest.approx(float(metric(x_0, x).mean()), rel=1e-4)
     assert report["counts"] == {"images": 3} and report["data"] == "digits" and len(report["model"]["sha256"]) == 64
     assert report["reconstruction"]["2"]["random x_T"]["MSE"] != report["reconstruction"]["3"]["random x_T"]["MSE"]
+
+
+def test_peeps_come_in_the_model_s_size():
+    for size in (16, 32, 64):
+        model = SimpleNamespace(network=SimpleNamespace(config=SimpleNamespace(image_size=size, in_channels=3)))
+        assert _open("peeps", model, "test")[0][0].shape == (3, size, size)
 
 
 @pytest.mark.parametrize(("argv", "says"), [
