@@ -143,7 +143,7 @@ PEEPS = Preset(
     unet=UNetConfig(image_size=32, in_channels=3, base_channels=40, channel_mult=(1, 2, 2), num_res_blocks=1,
                     attention_downsampling=(2, 4), patch_size=2),
     encoder=EncoderConfig(image_size=32, in_channels=3, channels=(64, 128, 128), attention_after=1, z_dim=128),
-    **_trainings(_PEEPS, 5000, replace(_LATENT, steps=6000, flip=True)), mlp=replace(_MLP, z_dim=128),
+    **_trainings(_PEEPS, 5000, replace(_LATENT, steps=4000, flip=True)), mlp=replace(_MLP, z_dim=128),
     prediction="v", precondition="v", data="peeps",
 )
 
