@@ -15,9 +15,9 @@ from pdae_lite.data import ASSETS  # noqa: E402
 
 START, END = "<!-- models: scripts/model_table.py writes this -->", "<!-- end of models -->"
 ORDER = ("pdae", "diffae", "latent", "diffae_latent", "classifier", "class", "cond_dpm", "features")
-WHAT = {"pdae": "PDAE, {shape}, z_dim {z_dim}; kind `\"dpm\"` is its DPM", "diffae": "Diff-AE, {shape}, z_dim {z_dim}", "latent": "latent DPM of the PDAE",
-        "diffae_latent": "latent DPM of the Diff-AE", "classifier": "classifier of noisy images", "class": "class-conditional G on the DPM",
-        "cond_dpm": "DPM that is told the class", "features": "feature space of the metrics"}
+WHAT = {"pdae": "PDAE, {shape}, z_dim {z_dim}; kind `\"dpm\"` is its DPM", "diffae": "Diff-AE, {shape}, z_dim {z_dim}",
+        "latent": "latent DPM of the PDAE", "diffae_latent": "latent DPM of the Diff-AE", "classifier": "classifier of noisy images",
+        "class": "class-conditional G on the DPM", "cond_dpm": "DPM that is told the class", "features": "feature space of the metrics"}
 
 
 def value(e) -> float:
