@@ -75,7 +75,7 @@ weights: $(READY)
 	$(call model,digits,class,train --labels --dpm digits --set train.steps=500)
 	$(call ship,digits,class) --shipped-dpm digits --int8
 	$(call drawn,digits,class)
-	$(call model,digits,cond_dpm,pretrain --labels --set unet.base_channels=32 --set train.steps=1200)
+	$(call model,digits,cond_dpm,pretrain --labels --set unet.base_channels=32 --set train.steps=700)
 	$(call ship,digits,cond_dpm) --int8
 	$(call drawn,digits,cond_dpm)
 	$(call both,peeps)
