@@ -81,13 +81,16 @@ class FeatureNet(nn.Module):
         return self.pose_out(self.features(x))
 
     def features(self, x: Tensor, layer: str = "class") -> Tensor:
-        """Activations [N, D] of images [N, C, H, W] in [−1, 1]; D is `width` for "class"."""
+        """Activations [N, D] of images [N, C, H, W] in [−1, 1]; D is `width` for "class". Images that are k times as large
+        as the network's are shrunk to it: the mean of each k×k pixels."""
         if layer not in LAYERS:
             raise ValueError(f"layer {layer!r}; want 'class' or 'shape'")
         size = self.config.image_size
         check_images(x, self.config.in_channels, 1, "x")
-        if x.shape[2:] != (size, size):
-            raise ValueError(f"x is {x.shape[2]}×{x.shape[3]}; the network for {self.config.name} takes {size}×{size}")
+        if x.shape[2] != x.shape[3] or x.shape[2] % size:
+            raise ValueError(f"x is {x.shape[2]}×{x.shape[3]}; the network for {self.config.name} takes {size}×{size}, or multiples of it")
+        if x.shape[2] > size:
+            x = nn.functional.avg_pool2d(x, x.shape[2] // size)
         shape = self.convolutions(x)
         return shape if layer == "shape" else self.squeeze(shape)
 

@@ -46,11 +46,11 @@ class Subject:
         self.name, self.kind, self.path, self.steps = name, kind, path, steps
         self.model = load_model(path)
         self.net = pdae_lite.load(name, "features")
-        sized = {"size": self.net.config.image_size} if name == "peeps" else {}
-        self.train, self.test = (getattr(data, name)(split, **sized) for split in ("train", "test"))
         self.dpm = pdae_lite.load(name, "dpm")
         if isinstance(self.model, LatentDPM):
             self.autoencoder = pdae_lite.load(name, kind.removesuffix("latent").rstrip("_") or "pdae")
+        sized = {"size": self.dpm.config.image_size} if name == "peeps" else {}
+        self.train, self.test = (getattr(data, name)(split, **sized) for split in ("train", "test"))
 
     @property
     def by_label(self) -> bool:

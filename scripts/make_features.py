@@ -5,7 +5,8 @@
     python scripts/make_peeps.py --fresh 10000 fresh.npz   # needs the extra [peeps]
     python scripts/make_features.py reference fresh.npz    # peeps_reference.npz.xz: class features of these faces
 
---size 64 makes the peeps network for a model of 64×64. A new peeps network needs new reference features: give the last
+Larger images are shrunk to the network's size, so these measure models of 64×64, too; --size 64 makes a network that sees
+every pixel of them. A new peeps network needs new reference features: give the last
 command again. Batches, augmentation and dropout follow from the seed; bf16 rounds differently from CPU to CPU, so another
 machine gives a network as good, not the same bits.
 """

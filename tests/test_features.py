@@ -161,9 +161,15 @@ def test_extract_takes_bytes_floats_and_data_sets():
     assert len(features[2:4]) == 2 and features[2:4].labels.tolist() == [2, 3] and features.where(5).labels.tolist() == [5]
 
 
+def test_larger_images_are_shrunk():
+    net, x = tiny(), torch.rand(2, 1, 8, 8) * 2 - 1
+    assert torch.allclose(net(x.repeat_interleave(2, 2).repeat_interleave(2, 3)), net(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: tiny().features(torch.zeros(1, 1, 8, 8), "logits"), "layer 'logits'; want 'class' or 'shape'"),
-    (lambda: tiny()(torch.zeros(1, 1, 16, 16)), "x is 16×16; the network for tiny takes 8×8"),
+    (lambda: tiny()(torch.zeros(1, 1, 12, 12)), "x is 12×12; the network for tiny takes 8×8, or multiples of it"),
+    (lambda: tiny()(torch.zeros(1, 1, 16, 8)), "x is 16×8; the network for tiny takes 8×8"),
     (lambda: tiny()(torch.zeros(1, 3, 8, 8)), r"x has shape \[1, 3, 8, 8\]"),
     (lambda: tiny()(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)), "x is torch.uint8"),
     (lambda: tiny().pose(torch.zeros(1, 1, 8, 8)), "the network for tiny was not trained to tell a pose"),
