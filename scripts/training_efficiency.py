@@ -67,7 +67,9 @@ def run(method: str, seed: int, config, out: Path) -> dict:
 
 
 def images_until(points: list[dict], key: str, target: float) -> float | None:
-    """Images seen when `key` first falls to `target`, on the lines between the points; None: it never does."""
+    """Images seen when `key` first falls to `target`, on the lines between the points; 0: it starts there; None: it never does."""
+    if points[0][key] <= target:
+        return 0.0
     for before, after in zip(points, points[1:]):
         if before[key] > target >= after[key]:
             return before["images"] + (before[key] - target) / (before[key] - after[key]) * (after["images"] - before["images"])
@@ -110,6 +112,7 @@ held-out digits. PDAE trains {trained['pdae']:,} parameters on the DPM of `digit
 paper; Diff-AE trains {trained['diffae']:,} from scratch. The paper reports that PDAE needs a third to a half of the images.
 
 Share of Diff-AE's images that PDAE needs to reach what Diff-AE has at the end, a value for each seed: {needed}.
+(0: it is there at the start, as the DPM is.)
 
 Mean over seeds (least … most); *found*: nearest held-out digit to the reconstruction, in pixels, is the original.
 

@@ -1,4 +1,5 @@
 """The scripts that measure what ships and write its cards."""
+import hashlib
 import json
 import sys
 from dataclasses import asdict, replace
@@ -11,13 +12,16 @@ from PIL import Image
 from pdae_lite import data
 from pdae_lite.attributes import LinearProbe
 from pdae_lite.checkpoint import load_model, save_model
+from pdae_lite.latent import LatentStats
 from pdae_lite.losses import LinearGaussian, noise_error
 from pdae_lite.presets import PRESETS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import cards  # noqa: E402
 import evaluate  # noqa: E402
+import evaluate_generators  # noqa: E402
 import measurements  # noqa: E402
+import training_efficiency  # noqa: E402
 
 TINY = measurements.Counts(fill=2, nats=2, cases=4, inferred=2, samples=20, steps=2, inferred_steps=2, linear=40, probe=300, shown=3)
 DIGITS = data.ASSETS / "digits_pdae.safetensors"
@@ -133,9 +137,65 @@ def test_a_history_is_thinned(tmp_path):
 @pytest.mark.parametrize("path", sorted(data.ASSETS.glob("*_*.json")), ids=lambda p: p.stem)
 def test_shipped_cards_say_what_was_measured(path):
     o = json.loads(path.read_text())
+    if o.get("kind") in evaluate_generators.WHAT:
+        assert path.with_suffix(".md").read_text() == evaluate_generators.card(o)
+        assert path.with_suffix(".png").stat().st_size <= cards.LARGEST
+        assert o["file"]["sha256"] == hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
+        return
     if "criteria" not in o:
-        pytest.skip("another kind of card")
+        pytest.skip("another kind of card, which has a test of its own")
     model = load_model(path.with_suffix(".safetensors"))
     assert path.with_suffix(".md").read_text() == cards.card(o, model)
     assert o["criteria"] == [asdict(c) for c in cards.criteria(o)]
     assert path.with_suffix(".png").stat().st_size <= cards.LARGEST
+
+
+@pytest.mark.parametrize("kind", ["latent", "class", "cond_dpm"])
+def test_generators_are_measured(kind, tmp_path, monkeypatch):
+    preset, meta = PRESETS["digits"], {"images_seen": 10, "training": asdict(PRESETS["digits"].pretrain), "torch": "2"}
+    torch.manual_seed(0)
+    if kind == "latent":
+        pdae = load_model(DIGITS)
+        model = preset.latent(32, LatentStats.of(pdae.encode(data.digits("test").floats(slice(20))).detach()))
+    else:
+        dpm = replace(preset, unet=replace(preset.unet, base_channels=16)).with_labels(10).dpm()
+        model = preset.with_labels(10).pdae(load_model(DIGITS).dpm) if kind == "class" else dpm
+    path = tmp_path / f"digits_{kind}.safetensors"
+    save_model(path, model, meta)
+    few = {split: data.Images(*(v[start::5] for v in data.digits("test").tensors)) for split, start in (("train", 1), ("test", 0))}
+    monkeypatch.setattr(data, "digits", lambda split="train": few[split])
+    monkeypatch.setattr(evaluate_generators, "TS", [300, 600])
+    (tmp_path / "history.json").write_text(json.dumps([{"images": 10, "loss": 1.0, "images_per_second": 5.0}]))
+    monkeypatch.setattr(sys, "argv", ["x", "digits", kind, "--file", str(path), "--out", str(tmp_path), "--count", "20", "--steps", "2",
+                                      "--history", str(tmp_path / "history.json")])
+    assert evaluate_generators.main() == 0
+    o = json.loads((tmp_path / f"digits_{kind}.json").read_text())
+    assert (tmp_path / f"digits_{kind}.md").read_text() == evaluate_generators.card(o) and (tmp_path / f"digits_{kind}.png").is_file()
+    assert o["images"]["count"] == 20 and o["images"]["kid"]["value"] > 0.2  # untrained, or 2 steps
+    if kind == "latent":
+        assert 0.7 < o["codes"]["training"] < 1.1  # E|ε| is 0.8, and the network gives 0
+    elif kind == "class":  # an untrained estimator shifts nothing
+        assert o["class"]["share"] == pytest.approx([0, 0], abs=1e-5) and o["images"]["of_the_class"]["value"] < 0.5
+    else:
+        assert max(o["class"]["share"]) < 0  # an untrained network is worse than the DPM
+
+
+def test_the_record_of_training_efficiency_is_of_one_piece():
+    o = json.loads((data.ASSETS / "training_efficiency.json").read_text())
+    assert (data.ASSETS / "training_efficiency.md").read_text() == training_efficiency.card(o)
+    assert o["summary"] == training_efficiency.summary(o["runs"])
+    assert {(r["method"], r["seed"]) for r in o["runs"]} == {(m, s) for m in ("pdae", "diffae") for s in (0, 1, 2)}
+    at = [{"images": 0, "loss": 4.0}, {"images": 100, "loss": 2.0}, {"images": 200, "loss": 1.0}]
+    assert training_efficiency.images_until(at, "loss", 3.0) == 50 and training_efficiency.images_until(at, "loss", 2.0) == 100
+    assert training_efficiency.images_until(at, "loss", 0.5) is None and training_efficiency.images_until(at, "loss", 5.0) == 0
+    runs = [{"method": "pdae", "seed": 0, "points": [p | {"mse": 1.0} for p in at]},
+            {"method": "diffae", "seed": 0, "points": [p | {"loss": p["loss"] + 1, "mse": 2.0} for p in at]}]
+    assert training_efficiency.summary(runs) == {"loss": [0.5], "mse": [0.0]}
+
+
+def test_the_table_of_models_in_the_readme_is_up_to_date():
+    import model_table
+
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert model_table.renewed(readme) == readme, "run python scripts/model_table.py"
+    assert model_table.table().count("\n") > 5
