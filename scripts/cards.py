@@ -28,8 +28,8 @@ IDLE = {"train.save_every", "train.log_every", "train.workers", "train.tensorboa
 NOTES = {  # of single files, by the start of their SHA-256
     "3a9a9f67": "The DPM's run was stopped and resumed five times, partly as two processes, while a mistake in resuming (mended since) "
                 "mixed up Adam's moments each time: the commands above give a model of this kind, not these bits.",
-    "6b8f1a11": "The run was resumed with another number of steps in between, so that its learning rate fell from step 1,500 on, not from 1,200: "
-                "the commands above give a model of this kind, not these bits.",
+    "6b8f1a11": "The run was resumed with another number of steps in between, so that its learning rate fell from step 1,500 on, not from "
+                "1,200: the commands above give a model of this kind, not these bits.",
 }
 
 
