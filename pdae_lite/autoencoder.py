@@ -1,4 +1,6 @@
 """What PDAE and Diff-AE have in common: encode, decode, invert, noise, files."""
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from .schedule import NoiseSchedule
 SAMPLERS = {"ddim": sampling.ddim, "ddpm": sampling.ddpm, "dpm_solver": sampling.dpm_solver}
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(nn.Module, ABC):
     """A diffusion autoencoder: an encoder x_0 -> z, and a denoiser that knows z.
 
     A subclass sets `encoder` (with a `z_dim`) and `schedule`, and gives `network`, the noise predictor whose `config`
@@ -20,13 +22,13 @@ class Autoencoder(nn.Module):
     schedule: NoiseSchedule
 
     @property
+    @abstractmethod
     def network(self) -> nn.Module:
         """The noise predictor that says what images are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def denoiser(self, z: Tensor):
         """The noise predictor (x_t, t) -> ε̂ that knows z [N, z_dim]."""
-        raise NotImplementedError
 
     @property
     def z_dim(self) -> int:
