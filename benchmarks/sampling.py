@@ -80,9 +80,8 @@ class Bench:
         size = self.net.config.image_size
         if self.model.dpm.config.image_size != size:
             raise UsageError(f"the model draws {self.model.dpm.config.image_size}×…, the feature network takes {size}×{size}")
-        self.schedule, images = self.model.schedule, getattr(data, name)
-        sized = {"size": size} if name == "peeps" else {}
-        self.test, self.train = images("test", **sized), images("train", **sized)
+        self.schedule = self.model.schedule
+        self.test, self.train = (data.shipped_images(name, split, size) for split in ("test", "train"))
         self.gflop = self._gflop()
         if dtype is not None or compile:
             self.model = accelerate(self.model, dtype, compile)

@@ -69,10 +69,8 @@ def _open(name: str, model, split: str):
     if kind == "torchvision":
         known, _, root = rest.partition(":")
         images = data.torchvision_set(known, "test", root or "data", size=size)
-    elif kind == "peeps":
-        images = data.peeps("test", size if size in (32, 16) else 64)
     else:
-        images = data.digits("test")
+        images = data.shipped_images(kind, "test", size)
     shape = tuple((images[0][0]).shape)
     if shape != (channels, size, size):
         raise UsageError(f"{name} holds images of {'×'.join(map(str, shape))}, the model takes {channels}×{size}×{size}")

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 from .image_files import CELEBA64_CROP, TorchvisionCelebA, folder, lmdb
 
 __all__ = ["ASSETS", "CELEBA64_CROP", "EDITS", "Faces", "Images", "digits", "folder", "lmdb", "peeps", "peeps_counterfactuals",
-           "to_float", "to_uint8", "torchvision_set"]
+           "shipped_images", "to_float", "to_uint8", "torchvision_set"]
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -101,6 +101,16 @@ def peeps_counterfactuals(edit: str, size: int = 64) -> tuple[Tensor, Tensor]:
     faces, pairs = _load("peeps_test.npz.xz")["images"], _load("peeps_edits.npz.xz")
     before = faces[pairs[f"{edit}_index"]] + pairs[f"{edit}_before"]  # differences modulo 256
     return shrunk(_planes(before), size), shrunk(_planes(before + pairs[f"{edit}_after"]), size)
+
+
+def shipped_images(name: str, split: str = "train", size: int | None = None) -> Images:
+    """The data set "digits" or "peeps" by its name. `size`: the side that a model takes; peeps are shrunk to it if it divides
+    64, and are 64×64 otherwise."""
+    if name == "digits":
+        return digits(split)
+    if name != "peeps":
+        raise ValueError(f"name {name!r}; want 'digits' or 'peeps'")
+    return peeps(split, size if size and 64 % size == 0 else 64)
 
 
 def torchvision_set(name: str, split: str = "train", root: str | Path = "data", download: bool = False, size: int = 64) -> Dataset:

@@ -56,10 +56,8 @@ def open_source(name: str, size: int, channels: int, download: bool = False, lmd
     kind, colon, rest = name.partition(":")
     if download and kind != "torchvision":
         raise UsageError(f"--download, but --data {name} is nothing to fetch; it is for torchvision:NAME")
-    if name == "digits":
-        images = data.digits("train")
-    elif name == "peeps":
-        images = data.peeps("train", size if size in (32, 16) else 64)
+    if name in ("digits", "peeps"):
+        images = data.shipped_images(name, "train", size)
     elif kind == "torchvision" and colon:
         known, _, root = rest.partition(":")
         try:

@@ -1,4 +1,5 @@
 """The cards of the models that ship, as Markdown, and their pictures, from what evaluate.py measured."""
+import hashlib
 import io
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -194,6 +195,11 @@ def hours(o: dict, which: str) -> str:
     return "" if took is None else f", in {took * 60:.0f} minutes" if took < 2 else f", in {took:.1f} hours"
 
 
+def file_facts(path: Path) -> dict:
+    """Name, bytes and SHA-256 of a file that ships."""
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
 def key(o: dict) -> str:
     return {"DiffAE": "diffae", "UNet": "conditional", "AsEpsilon": "conditional"}.get(o["type"], "pdae")
 
@@ -225,11 +231,22 @@ def changes(stage: str, meta: dict, model) -> str:
     here = {"prediction": getattr(network, "prediction", "epsilon"), "precondition": getattr(model, "precondition", None),
             "encoder": model.encoder.config, "unet": replace(network.config, z_dim=None)}
     if "training" in meta:
-        known = {f.name for f in fields(TrainConfig)}
-        here[names["train"]] = TrainConfig(**{k: v for k, v in meta["training"].items() if k in known})
+        here[names["train"]] = trained_with(meta)
     actual: Preset = replace(preset, **{field: value for field, value in here.items() if field in names.values()})
-    differ = [f" --set {k}={show(v)}" for k, v in listing(actual, names).items() if v != listing(preset, names)[k] and k not in IDLE]
+    differ = [f" --set {setting}" for setting in differing(actual, preset, stage)]
     return (f" --preset {meta['preset']}" if meta["preset"] != meta.get("data") else "") + "".join(differ)
+
+
+def trained_with(meta: dict) -> TrainConfig:
+    """The training settings in a model's metadata, which an older version may have written."""
+    known = {f.name for f in fields(TrainConfig)}
+    return TrainConfig(**{k: v for k, v in meta["training"].items() if k in known})
+
+
+def differing(actual: Preset, preset: Preset, stage: str) -> list[str]:
+    """NAME=VALUE of every setting in which one preset differs from another, but for those that change no weight."""
+    after, before = (listing(p, STAGES[stage]) for p in (actual, preset))
+    return [f"{k}={show(v)}" for k, v in after.items() if v != before[k] and k not in IDLE]
 
 
 # ---- the picture --------------------------------------------------------------------------------------------------------

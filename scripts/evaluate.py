@@ -10,7 +10,6 @@ NAME_KIND_probe.safetensors for other kinds than pdae. Needs NAME_features.safet
 history.json, adds the loss curve and the time that it took; it is kept for the next evaluation of the same file.
 """
 import argparse
-import hashlib
 import json
 import platform
 import sys
@@ -19,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from cards import card, criteria, draw
+from cards import card, criteria, draw, file_facts
 from measurements import QUICK, Counts, Subject, measured, pictures
 
 from pdae_lite.checkpoint import write_text
@@ -33,7 +32,7 @@ def described(s: Subject) -> dict:
     config = s.model.network.config
     return {"name": s.name, "kind": s.kind, "type": type(s.model).__name__, "z_dim": s.model.z_dim,
             "images": [config.in_channels, config.image_size, config.image_size], "train_images": len(s.train), "test_images": len(s.test),
-            "file": {"name": s.path.name, "bytes": s.path.stat().st_size, "sha256": hashlib.sha256(s.path.read_bytes()).hexdigest()},
+            "file": file_facts(s.path),
             "parameters": {k: sum(p.numel() for p in getattr(s.model, k).parameters()) for k in parts},
             "training": s.model.metadata}
 

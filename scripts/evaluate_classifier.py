@@ -6,13 +6,13 @@ At t = 0, 100, … 900: accuracy; cross-entropy in nats; and calibration, how su
 expected calibration error over ten bins of confidence. Guidance by the true class fills a share of the gap, which is measured, too.
 """
 import argparse
-import hashlib
 import json
 import platform
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from cards import differing, file_facts, trained_with
 from torch import Tensor
 
 import pdae_lite
@@ -21,12 +21,9 @@ from pdae_lite.checkpoint import load_model, write_text
 from pdae_lite.classifier import NoisyClassifier
 from pdae_lite.data import ASSETS
 from pdae_lite.guidance import guided
-from pdae_lite.presets import PRESETS, STAGES
-from pdae_lite.settings import listing, show
-from pdae_lite.training import TrainConfig
+from pdae_lite.presets import PRESETS
 
 TS = tuple(range(0, 1000, 100))
-IDLE = {"train.save_every", "train.log_every", "train.workers", "train.tensorboard"}  # settings that change no weight
 
 
 def calibration_error(sure: Tensor, right: Tensor, bins: int = 10) -> float:
@@ -60,13 +57,10 @@ def filled(model: NoisyClassifier, x_0: Tensor, y: Tensor, ts=TS[1:]) -> dict:
 
 def command(model: NoisyClassifier) -> str:
     """The command that trains such a classifier: preset digits, and every setting in which the file differs from it."""
-    known = {f.name for f in fields(TrainConfig)}
-    trained = {k: v for k, v in model.metadata["training"].items() if k in known}
-    trained["weight"] = trained["weight"] or model.default_weight
-    preset = PRESETS["digits"]
-    actual = replace(preset, unet=model.config.unet, train_classifier=TrainConfig(**trained))
-    before, after = (listing(p, STAGES["classifier"]) for p in (preset, actual))
-    differ = [f" \\\n    --set {k}={show(v)}" for k, v in after.items() if v != before[k] and k not in IDLE]
+    trained, preset = trained_with(model.metadata), PRESETS["digits"]
+    trained = replace(trained, weight=trained.weight or model.default_weight)
+    actual = replace(preset, unet=model.config.unet, train_classifier=trained)
+    differ = [f" \\\n    --set {setting}" for setting in differing(actual, preset, "classifier")]
     return "pdae train --method classifier --data digits --out runs/classifier" + "".join(differ)
 
 
@@ -122,7 +116,7 @@ def main() -> int:
     args = parser.parse_args()
     model, test = load_model(args.file, expect=NoisyClassifier), data.digits("test")
     x_0, y = test.floats()[: args.images], test.labels[: args.images]
-    o = {"file": {"name": args.file.name, "bytes": args.file.stat().st_size, "sha256": hashlib.sha256(args.file.read_bytes()).hexdigest()},
+    o = {"file": file_facts(args.file),
          "unet": asdict(model.config.unet), "num_classes": model.num_classes, "parameters": sum(p.numel() for p in model.parameters()),
          "training": model.metadata, "command": command(model), "train_images": len(data.digits("train")), "test_images": len(x_0),
          "nothing": float(torch.tensor(float(model.num_classes)).log()),

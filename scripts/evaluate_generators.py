@@ -10,7 +10,6 @@ its loss on training and held-out codes. Of models that are told the class: whet
 DPM's error the class removes at each t.
 """
 import argparse
-import hashlib
 import json
 import platform
 import sys
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from cards import draw
+from cards import draw, file_facts, shown
 from evaluate import thinned
 from measurements import numbers
 from torch import Tensor
@@ -49,8 +48,7 @@ class Subject:
         self.dpm = pdae_lite.load(name, "dpm")
         if isinstance(self.model, LatentDPM):
             self.autoencoder = pdae_lite.load(name, kind.removesuffix("latent").rstrip("_") or "pdae")
-        sized = {"size": self.dpm.config.image_size} if name == "peeps" else {}
-        self.train, self.test = (getattr(data, name)(split, **sized) for split in ("train", "test"))
+        self.train, self.test = (data.shipped_images(name, split, self.dpm.config.image_size) for split in ("train", "test"))
 
     @property
     def by_label(self) -> bool:
@@ -124,17 +122,17 @@ def card(o: dict) -> str:
     """The card as Markdown; every number comes from `o`."""
     t, i = o["training"]["training"], o["images"]
     stem = f"{o['name']}_{o['kind']}"
-    e = lambda key, form=".3f": f"{i[key]['value']:{form}} [{i[key]['low']:{form}}, {i[key]['high']:{form}}]"  # noqa: E731
     lines = [f"{i['count']:,} images in {i['steps']} DDIM steps, in {i['space']}; brackets: 95 % intervals.",
-             f"Kernel distance (KID) from {i['kid']['n'][1]:,} real images: {e('kid', '.4f')}; of as many training images "
-             f"{e('kid_of_training_images', '.4f')}."]
+             f"Kernel distance (KID) from {i['kid']['n'][1]:,} real images: {shown(i['kid'], '.4f')}; of as many training images "
+             f"{shown(i['kid_of_training_images'], '.4f')}."]
     if "fid" in i:
-        lines.append(f"Fréchet distance from the same: {e('fid', '.2f')}; of training images {e('fid_of_training_images', '.2f')}.")
-    lines += [f"Precision {e('precision')}, recall {e('recall')} against as many held-out images; training images have "
-              f"{e('precision_of_training_images')} and {e('recall_of_training_images')}.",
-              f"They are {e('copies_ratio')} times as far from the nearest training image as held-out images are."]
+        lines.append(f"Fréchet distance from the same: {shown(i['fid'], '.2f')}; of training images "
+                     f"{shown(i['fid_of_training_images'], '.2f')}.")
+    lines += [f"Precision {shown(i['precision'])}, recall {shown(i['recall'])} against as many held-out images; training images have "
+              f"{shown(i['precision_of_training_images'])} and {shown(i['recall_of_training_images'])}.",
+              f"They are {shown(i['copies_ratio'])} times as far from the nearest training image as held-out images are."]
     if "of_the_class" in i:
-        lines.append(f"Share of the class that was asked for, by the network of `{o['name']}_features`: {e('of_the_class')}.")
+        lines.append(f"Share of the class that was asked for, by the network of `{o['name']}_features`: {shown(i['of_the_class'])}.")
     if "codes" in o:
         c = o["codes"]
         lines.append(f"Mean absolute error of the noise, on normalised codes: {c['training']:.4f} for training images, {c['held_out']:.4f} "
@@ -179,7 +177,7 @@ def main() -> int:
     own = [p for k, p in s.model.named_parameters() if not (isinstance(s.model, PDAE) and k.startswith("dpm."))]
     out = {"name": args.name, "kind": args.kind, "type": type(s.model).__name__, "training": s.model.metadata,
            "parameters": sum(p.numel() for p in own),
-           "file": {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}}
+           "file": file_facts(path)}
     out["images"] = images(s, min(args.count, len(s.test)))
     out |= {"class": removed(s)} if s.by_label else {"codes": codes(s)}
     target = args.out / f"{stem}.json"

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
+from cards import file_facts
 from features_card import card
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multilabel_auroc
@@ -175,8 +176,7 @@ def shown(e: metrics.Estimate) -> dict:
 
 
 def make(name: str, size: int) -> None:
-    sized = {"size": size} if name == "peeps" else {}
-    images, test = (getattr(data, name)(split, **sized) for split in ("train", "test"))
+    images, test = (data.shipped_images(name, split, size) for split in ("train", "test"))
     config = CONFIGS[name]
     if name == "peeps":
         config = replace(config, labels=images.attributes, image_size=size, strides=SIDES[name][size])
@@ -188,7 +188,7 @@ def make(name: str, size: int) -> None:
     save_model(path, net, settings, dtype=torch.float16)
     net = pdae_lite.load(name, kind="features")  # as it ships, rounded
     dead = int((extract(net, images.images[:1000]).values.std(0) < 1e-3).sum())
-    out = {"file": described(path), "parameters": sum(p.numel() for p in net.parameters()), "dead_features": dead,
+    out = {"file": file_facts(path), "parameters": sum(p.numel() for p in net.parameters()), "dead_features": dead,
            "config": net.to_config(), "training": settings,
            "minutes": (time.time() - start) / 60, "python": platform.python_version(), "held_out_images": len(test),
            "held_out": quality(net, thumbnail, test)}
@@ -217,13 +217,9 @@ def make_reference(path: str) -> None:
     out = json.loads((data.ASSETS / "peeps_features.json").read_text())
     real, test = reference("peeps"), data.peeps("test", size)
     digest = hashlib.sha256(fresh.numpy().tobytes()).hexdigest()
-    out["reference"] = {"file": described(target), "faces": len(fresh), "sha256_of_pixels": digest, "network": out["file"]["sha256"]}
+    out["reference"] = {"file": file_facts(target), "faces": len(fresh), "sha256_of_pixels": digest, "network": out["file"]["sha256"]}
     out["sensitivity"] = sensitivity(net, test.floats(), real)
     finish("peeps", out)
-
-
-def described(path) -> dict:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def finish(name: str, out: dict) -> None:

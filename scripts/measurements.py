@@ -57,8 +57,7 @@ class Subject:
         shipped = pdae_lite.shipped()
         dpm = model.dpm if isinstance(model, PDAE) else pdae_lite.load(name, "dpm") if (name, "pdae") in shipped else None
         net = pdae_lite.load(name, "features") if (name, "features") in shipped else None
-        sized = {"size": model.network.config.image_size} if name == "peeps" else {}
-        train, test = (getattr(data, name)(split, **sized) for split in ("train", "test"))
+        train, test = (data.shipped_images(name, split, model.network.config.image_size) for split in ("train", "test"))
         return cls(name, kind, path, model, dpm, train, test, net, counts)
 
     @property

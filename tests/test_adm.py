@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusals import refuses
 
 from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, interop
 from pdae_lite.adm import arguments_of
@@ -30,13 +31,6 @@ def expected():
 
 def error(a, b):
     return float((a - b).abs().max())
-
-
-def refuses(message, function, *args):
-    with pytest.raises(ValueError, match=message) as e:
-        function(*args)
-    assert "\n" not in str(e.value)
-    return e.value
 
 
 # ---- parity -----------------------------------------------------------------------------------------------------------

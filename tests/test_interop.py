@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from refusals import refuses
 
 from pdae_lite import attributes, interop, losses, released, sampling
 from pdae_lite.checkpoint import CheckpointError, load_model, save_model
@@ -146,13 +147,6 @@ class Foreign:
 
     def __reduce__(self):
         return (Path.touch, (Path("touched"),))
-
-
-def refuses(message, function, *args):
-    with pytest.raises(ValueError, match=message) as e:
-        function(*args)
-    assert "\n" not in str(e.value)
-    return e.value
 
 
 def test_missing_files(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from refusals import refuses
 from torch.utils.data import TensorDataset
 
 from pdae_lite import interop, losses, sampling
@@ -80,13 +81,6 @@ def test_released_sampler_clamps(expected):
     assert error(sampling.ddim(clamped, z_T.clamp(-1, 1), latent.schedule, 10, grid="paper"), want) < 1e-5
     free = latent.stats.normalise(latent.sample(z_T=z_T, steps=10, grid="paper"))
     assert torch.allclose(free, sampling.ddim(latent, z_T, latent.schedule, 10, grid="paper"), atol=1e-4) and error(free, want) > 0.5
-
-
-def refuses(message, function, *args, **kwargs):
-    with pytest.raises(ValueError, match=message) as e:
-        function(*args, **kwargs)
-    assert "\n" not in str(e.value)
-    return e.value
 
 
 def test_released_files_that_do_not_fit(tmp_path):
