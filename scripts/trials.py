@@ -238,7 +238,7 @@ def guess_mse(model: PDAE, x: Tensor, t: int = 900) -> float:
 
 
 def run(trial: Trial, seed: int, config: TrainConfig) -> dict:
-    """One training, measured at its end; for a DPM eight times on the way, too."""
+    """One training, measured at its end."""
     config = replace(config, seed=seed, **trial.change)
     torch.manual_seed(seed)
     model = trial.build(config)
@@ -247,15 +247,9 @@ def run(trial: Trial, seed: int, config: TrainConfig) -> dict:
         weights, start = common_start(seed, config.steps)
         model.load_state_dict(weights)
         config = replace(config, seed=seed + 100, steps=config.steps // 2)  # other batches than those of the start
-    watch, points, clock = Watch(model, config, DIGITS.schedule()), [], time.process_time()
-    is_dpm = not isinstance(model, PDAE)
-
-    def look(step: int, m: nn.Module) -> None:
-        if is_dpm and step % max(config.steps // 8, 1) == 0:
-            points.append({"images": step * config.batch_size, "error": measure(m)["error"]})
-
-    train(model, data.digits(), config, schedule=DIGITS.schedule(), loss=watch, progress=False, callback=look)
-    extra = {"points": points} if is_dpm else {"start": start} if start else {}
+    watch, clock = Watch(model, config, DIGITS.schedule()), time.process_time()
+    train(model, data.digits(), config, schedule=DIGITS.schedule(), loss=watch, progress=False)
+    extra = {"start": start} if start else {}
     if isinstance(getattr(model, "encoder", None), Components):
         x = images("test")[:HELD_OUT]
         extra["components_mse"] = float(((model.encoder.rebuild(model.encoder(x)).clamp(-1, 1) - x.flatten(1)) / 2).square().mean())
