@@ -1,6 +1,6 @@
 """Which stage of guidance decides the class (Fig. 3)? Every stage [t1, t2), t1 < t2 in steps of 50, on digits.
 
-    python scripts/critical_stage.py                    # 100 samples: about 11 minutes of one CPU core
+    python scripts/critical_stage.py                    # 100 samples: about 12 minutes of one CPU core
     python scripts/critical_stage.py --samples 200      # adds to the stored ones
     python scripts/critical_stage.py --only 400-700 --samples 20 --out /tmp/look.json
 
@@ -96,7 +96,7 @@ def described(o: dict, models, device: str) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=100, help="how many in all (default: %(default)s)")
-    parser.add_argument("--scale", type=float, default=10.0, help="of the guidance (default: %(default)s)")
+    parser.add_argument("--scale", type=float, default=3.0, help="of the guidance (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="of DDIM; T/steps is the grid's width (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="stages t1-t2, separated by commas (default: all)")

@@ -75,7 +75,7 @@ def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert in_two["accuracy"] == {k: round(v.count("1") / 24, 4) for k, v in in_two["hits"].items()}
     assert len(set(in_two["hits"].values())) > 1
     with pytest.raises(SystemExit):
-        run("b.json", "--samples", "30", "--scale", "3")
+        run("b.json", "--samples", "30", "--scale", "7")
     assert "holds figures of other settings or models" in capsys.readouterr().err
     only = run("c.json", "--samples", "10", "--only", "40-60,0-100")
     assert only["hits"] == {k: at_once["hits"][k][:10] for k in ("0-100", "40-60")}
