@@ -5,9 +5,14 @@
 
 What differs from run to run is left out (timings, addresses, how a stream was cut up, live widgets), so that a notebook
 whose results haven't changed gives an empty diff. A notebook that fails is not written.
+
+How long each took, and on what, goes into notebooks/timings.json, from which book/timings.md is made (timings_page.py). An
+entry is replaced only where the time differs by more than a third, so that it too stays as it is from run to run.
 """
 import argparse
+import json
 import os
+import platform
 import re
 import sys
 import time
@@ -18,6 +23,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+TIMINGS = NOTEBOOKS / "timings.json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KEPT_CELL_METADATA = {"tags", "mystnb", "slideshow", "jp-MarkdownHeadingCollapsed"}
 
@@ -38,7 +44,12 @@ def main() -> int:
             failed += 1
             print(f"failed\n{e}", file=sys.stderr)
         else:
-            print(f"{'changed' if changed else 'unchanged'}, {time.perf_counter() - start:.0f} s")
+            seconds = time.perf_counter() - start
+            note_time(path.stem, seconds)
+            print(f"{'changed' if changed else 'unchanged'}, {seconds:.0f} s")
+    import timings_page
+
+    timings_page.write()
     return 1 if failed else 0
 
 
@@ -67,6 +78,32 @@ def run(path: Path, timeout: int) -> bool:
         temporary.write_text(after, encoding="utf-8")
         os.replace(temporary, path)
     return after != before
+
+
+def note_time(name: str, seconds: float) -> None:
+    """Store how long a notebook took on this machine, start of the kernel included."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = int(os.environ.get("OMP_NUM_THREADS") or cores)
+    machine = {"cpu": processor(), "cores": min(cores, threads), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+               "torch": torch.__version__, "python": platform.python_version()}
+    times = json.loads(TIMINGS.read_text(encoding="utf-8")) if TIMINGS.is_file() else {}
+    times = {k: v for k, v in times.items() if (NOTEBOOKS / f"{k}.ipynb").is_file()}
+    before = times.get(name)
+    if before and all(before.get(k) == v for k, v in machine.items()) and 0.75 < seconds / before["seconds"] < 1.33:
+        return
+    times[name] = {"seconds": round(seconds), "date": time.strftime("%Y-%m-%d"), **machine}
+    temporary = TIMINGS.with_suffix(".tmp")
+    temporary.write_text(json.dumps(dict(sorted(times.items())), indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, TIMINGS)
+
+
+def processor() -> str:
+    try:
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine()
 
 
 def clean(notebook) -> None:

@@ -47,3 +47,33 @@ def opened(browser, path, javascript: bool = True, **options):
     finally:
         context.close()
     assert not problems, f"{path.name}: {problems[:5]}"
+
+
+def shown(page, name):
+    """Index and source of the frame that is visible; exactly one must be."""
+    figures = page.evaluate("""name => [...document.querySelectorAll(`#${name} figure`)]
+        .map((f, i) => [i, f.querySelector("img").src, f.getClientRects().length > 0]).filter(f => f[2])""", name)
+    ((index, source, _),) = figures
+    return index, source
+
+
+def drive(page, name):
+    """Through a slider by keyboard: the frame, the output and the value for screen readers follow."""
+    knob = page.locator(f"#{name}-range")
+    last = int(knob.get_attribute("max"))
+    page.keyboard.press("Tab")  # the page has focus; the knob gets it as a reader would give it
+    knob.focus()
+    assert page.evaluate("document.activeElement.id") == f"{name}-range"
+    page.keyboard.press("Home")
+    first = shown(page, name)
+    assert first[0] == 0
+    page.keyboard.press("ArrowRight")
+    second = shown(page, name)
+    assert second[0] == 1
+    page.keyboard.press("End")
+    final = shown(page, name)
+    assert final[0] == last and final[1] != first[1]
+    caption = page.locator(f"#{name} figure").nth(last).locator("figcaption").text_content()
+    assert page.locator(f"#{name}-output").text_content() == caption == knob.get_attribute("aria-valuetext")
+    page.keyboard.press("ArrowLeft")
+    assert shown(page, name)[0] == last - 1

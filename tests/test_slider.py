@@ -1,17 +1,15 @@
 """The static slider: its HTML, and how it behaves in a browser."""
 import base64
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from browser import chromium, opened  # noqa: F401
+from browser import chromium, drive, opened, shown  # noqa: F401
 from matplotlib import pyplot as plt
 
 from pdae_lite import viz
 
-BUILT = Path(__file__).parent.parent / "book" / "_build" / "html"
 LABELS = ["t = 0", "t = 250", "t = 500", "t = 750", "t = 999"]
 
 
@@ -118,35 +116,6 @@ def test_colours_are_told_apart(vision):
 # ---- in a browser ---------------------------------------------------------------------------------------------------
 
 
-def shown(page, name):
-    """Index and source of the frame that is visible; exactly one must be."""
-    figures = page.query_selector_all(f"#{name} figure")
-    (visible,) = [i for i, figure in enumerate(figures) if figure.is_visible()]
-    return visible, figures[visible].query_selector("img").get_attribute("src")
-
-
-def drive(page, name):
-    """Through a slider by keyboard: the frame, the output and the value for screen readers follow."""
-    knob = page.locator(f"#{name}-range")
-    last = int(knob.get_attribute("max"))
-    page.keyboard.press("Tab")  # the page has focus; the knob gets it as a reader would give it
-    knob.focus()
-    assert page.evaluate("document.activeElement.id") == f"{name}-range"
-    page.keyboard.press("Home")
-    first = shown(page, name)
-    assert first[0] == 0
-    page.keyboard.press("ArrowRight")
-    second = shown(page, name)
-    assert second[0] == 1
-    page.keyboard.press("End")
-    final = shown(page, name)
-    assert final[0] == last and final[1] != first[1]
-    caption = page.locator(f"#{name} figure").nth(last).locator("figcaption").text_content()
-    assert page.locator(f"#{name}-output").text_content() == caption == knob.get_attribute("aria-valuetext")
-    page.keyboard.press("ArrowLeft")
-    assert shown(page, name)[0] == last - 1
-
-
 @pytest.fixture
 def small_page(tmp_path):
     path = tmp_path / "page.html"
@@ -167,23 +136,3 @@ def test_without_javascript_the_strip_shows(chromium, small_page):  # noqa: F811
         assert page.locator("#fade figure:visible").count() == 5
         assert page.locator("#fade figcaption:visible").all_text_contents() == LABELS
         assert page.locator("#fade-range:visible").count() == 0
-
-
-def pages_with_sliders():
-    return [p for p in sorted(BUILT.rglob("*.html")) if 'class="pdae-slider"' in p.read_text(encoding="utf-8")]
-
-
-def test_sliders_of_the_built_book(chromium):  # noqa: F811
-    if not (BUILT / "index.html").is_file():
-        pytest.skip("the book isn't built (make book)")
-    if not pages_with_sliders():
-        pytest.skip("no page of the built book has a slider")
-    for path in pages_with_sliders():
-        names = re.findall(r'class="pdae-slider" id="([\w-]+)"', path.read_text(encoding="utf-8"))
-        assert len(set(names)) == len(names), f"{path.name}: two sliders of one id in {names}"
-        with opened(chromium, path) as page:
-            for name in names:
-                drive(page, name)
-        with opened(chromium, path, javascript=False) as page:
-            for name in names:
-                assert page.locator(f"#{name} figure:visible").count() > 1 and page.locator(f"#{name}-range:visible").count() == 0

@@ -1,0 +1,46 @@
+"""Make book/_landing.html, the sliders of the first page: attributes of drawn faces, edited by the shipped model.
+
+    python scripts/make_landing.py
+
+Nobody chose the faces: they are the first four of the test set that lack the attribute and have a true counterfactual. Every
+frame is one scale of the edit (Fig. 8 of the paper), decoded from the noise that was inferred with the unedited code.
+"""
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pdae_lite  # noqa: E402
+from pdae_lite import attributes, data, viz  # noqa: E402
+from pdae_lite.checkpoint import write_text  # noqa: E402
+
+TARGET = ROOT / "book" / "_landing.html"
+EDITS = {"sunglasses": "sunglasses", "mask": "face mask"}  # attribute → what the slider is called
+SCALES = tuple(round(s / 10, 1) for s in range(-2, 8))
+FACES, STEPS = 4, 30
+
+
+@torch.no_grad()
+def frames(edit: str, scales=SCALES) -> torch.Tensor:
+    """[scales, FACES, 3, 32, 32] in [−1, 1]: the faces with the attribute moved by each scale."""
+    pdae, probe = pdae_lite.load("peeps"), pdae_lite.load("peeps", "probe")
+    faces = data.to_float(data.peeps_counterfactuals(edit, size=32)[0][:FACES])
+    z = pdae.encode(faces)
+    x_T = pdae.invert(faces, z, steps=STEPS)
+    return torch.stack([pdae.decode(attributes.edit(z, probe, edit, s), x_T, steps=STEPS) for s in scales])
+
+
+def page() -> str:
+    cards = []
+    for edit, name in EDITS.items():
+        slider = viz.slider([*frames(edit)], [f"{s:+.1f}" if s else "as it was" for s in SCALES], id=f"landing-{edit}", label=name,
+                            alt=f"Four drawn faces, edited along the direction of “{name}”", scale=3, start=SCALES.index(0.0), columns=2)
+        cards.append(slider.html)
+    return '<div class="landing">\n' + "\n".join(cards) + "\n</div>\n"
+
+
+if __name__ == "__main__":
+    write_text(TARGET, page())

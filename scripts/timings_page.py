@@ -1,0 +1,52 @@
+"""Write book/timings.md, how long each chapter takes, from what scripts/run_notebooks.py stored in notebooks/timings.json.
+
+    python scripts/timings_page.py            # a test tells when it has to be run again
+"""
+import json
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "book" / "timings.md"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+HEAD = """# Timings
+
+How long `scripts/run_notebooks.py` took to run each chapter from the first cell to the last, with the start of the kernel. It stores
+the times, with the machine, whenever it runs a chapter, and this page is made from them by `scripts/timings_page.py`.
+"""
+
+
+def chapters() -> list[str]:
+    return [p.stem for p in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+
+
+def page() -> str:
+    path = ROOT / "notebooks" / "timings.json"
+    times = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rows, machines = [], []
+    for name in chapters():
+        if name not in times:
+            rows.append(f"| {{doc}}`notebooks/{name}` | not measured yet | |")
+            continue
+        o = times[name]
+        cores = "1 core" if o["cores"] == 1 else f"{o['cores']} cores"
+        machine = f"{o['gpu'] or 'no GPU'}; {cores} of {o['cpu']}; torch {o['torch']}, Python {o['python']}"
+        if machine not in machines:
+            machines.append(machine)
+        minutes, seconds = divmod(o["seconds"], 60)
+        took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+        rows.append(f"| {{doc}}`notebooks/{name}` | {took} | {LETTERS[machines.index(machine)]}, {o['date']} |")
+    measured = [times[n]["seconds"] for n in chapters() if n in times]
+    total = [f"All {len(measured)} together: {round(sum(measured) / 60)} minutes."] if measured else []
+    machines = [f"- **Machine {letter}:** {machine}." for letter, machine in zip(LETTERS, machines)]
+    return "\n".join([HEAD, "| chapter | time | machine, date |", "|---|---|---|", *rows, "", *total, "", *machines]).rstrip("\n") + "\n"
+
+
+def write() -> None:
+    temporary = TARGET.with_suffix(".tmp")
+    temporary.write_text(page(), encoding="utf-8")
+    os.replace(temporary, TARGET)
+
+
+if __name__ == "__main__":
+    write()
