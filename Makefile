@@ -1,6 +1,7 @@
 # make book       build the book              make test       run every check
 # make lab        open the notebooks          make notebooks  run every notebook anew and store its outputs
-# make weights    train every model anew      make clean      remove what was built (not .venv)
+# make weights    train every model anew      make results    measure every stored result anew
+# make clean      remove what was built (not .venv)
 #
 # Each target first installs what it needs into .venv; that is done again only when pyproject.toml or constraints.txt
 # changes. After it, nothing needs a network.
@@ -20,7 +21,7 @@ PYTEST ?=
 export OMP_NUM_THREADS ?= 2
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 
-.PHONY: book test lab notebooks weights clean
+.PHONY: book test lab notebooks weights results clean
 
 book: $(BUILT)
 	@echo "The book is built. Open it in a browser: file://$(CURDIR)/book/_build/html/index.html"
@@ -80,6 +81,25 @@ weights: $(READY)
 	$(call drawn,digits,cond_dpm)
 	$(call both,peeps)
 	$(BIN)/python scripts/training_efficiency.py --images 25600
+
+# Every stored result of the book, measured anew: hours on a CPU. A command that was stopped goes on where it was when it is given
+# again, and one that is complete costs seconds; any of them can be run alone (make -n results lists them).
+MEASURED := pdae_lite/assets
+results: $(READY)
+	$(BIN)/python scripts/trials.py
+	$(BIN)/python scripts/training_efficiency.py --images 25600
+	$(BIN)/python scripts/critical_stage.py
+	$(BIN)/python scripts/counterfactuals.py --count 24 --bf16
+	$(BIN)/python scripts/truncation.py --count 400 --guided 400 --checked 100
+	$(BIN)/pdae evaluate --table 1 --model digits --count 16 --batch-size 8 --json $(MEASURED)/table_1_digits.json
+	$(BIN)/pdae evaluate --table 1 --model peeps --count 16 --batch-size 8 --json $(MEASURED)/table_1_peeps.json
+	$(BIN)/pdae evaluate --table 2 --model peeps --steps 2,5,10,20,50,100 --dtype bf16 --samples 250 --json $(MEASURED)/table_2_peeps.json
+	$(BIN)/python scripts/few_shot_pool.py
+	$(BIN)/python scripts/few_shot.py --images 300
+	$(BIN)/python benchmarks/sampling.py --data digits --more
+	$(BIN)/python benchmarks/sampling.py --data peeps --more
+	$(BIN)/python benchmarks/options.py
+	$(BIN)/python scripts/results_page.py
 
 clean:
 	rm -rf book/_build build dist pdae_lite.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -18,8 +18,8 @@ from .unet import GradientEstimator, UNet, UNetConfig
 __version__ = "0.1.0"
 
 # Loaded where they are used, so that importing the library costs little more than importing torch.
-_LAZY = {"attributes", "bidirectional", "checkpoint", "classifier", "cli", "data", "diagnostics", "doctor", "evaluation", "features", "few_shot",
-         "guidance", "interop", "latent", "losses", "metrics", "paper", "presets", "sampling", "speed", "training", "viz"}
+_LAZY = {"attributes", "bidirectional", "checkpoint", "classifier", "cli", "data", "diagnostics", "doctor", "evaluation", "features",
+         "few_shot", "guidance", "interop", "latent", "losses", "metrics", "paper", "presets", "sampling", "speed", "training", "viz"}
 _LAZY_NAMES = {"train": "training", "TrainConfig": "training", "LatentDPM": "latent", "LatentConfig": "latent",
                "NoisyClassifier": "classifier", "ClassifierConfig": "classifier"}
 

@@ -1,4 +1,5 @@
-"""The command `pdae evaluate`: reconstructions of any model, and the paper's Tables 1 and 2 from the authors' files."""
+"""The command `pdae evaluate`: reconstructions of any model, the paper's tables in small (`cli_tables`), and Tables 1 and 2 from the
+authors' files."""
 import argparse
 import json
 import platform
@@ -10,6 +11,7 @@ from .settings import UsageError
 
 SETS = ("ffhq128", "horse128", "bedroom128", "celeba64")
 QUICK = {"count": 4, "samples": 20, "steps": "2", "long_inversion": 4}
+PAPER_ONLY = ("released", "sets", "long_inversion", "inception")
 
 
 def add_evaluate(commands) -> None:
@@ -17,9 +19,10 @@ def add_evaluate(commands) -> None:
     from .paper import LAYOUT
 
     evaluate = commands.add_parser(
-        "evaluate", help="measure reconstructions; recompute the paper's Tables 1 and 2",
-        description="Rebuild held-out images from z alone and from z with the inferred x_T: MSE, SSIM, PSNR. With --protocol paper: "
-                    "the paper's Tables 1 and 2, from the files that its authors released.",
+        "evaluate", help="measure reconstructions; the paper's tables, in small or from its authors' files",
+        description="Rebuild held-out images from z alone and from z with the inferred x_T: MSE, SSIM, PSNR. With --table: the paper's "
+                    "Table 1 (reconstruction), 2 (better samples) or 3 (few-shot generation) in small, on digits or peeps. With "
+                    "--protocol paper: Tables 1 and 2, from the files that its authors released.",
         epilog=f"--released DIR holds {LAYOUT}", formatter_class=argparse.RawDescriptionHelpFormatter)
     evaluate.add_argument("--model", metavar="MODEL", help="a model file, or the name of a shipped model (digits)")
     evaluate.add_argument("--data", metavar="DATA",
@@ -27,24 +30,30 @@ def add_evaluate(commands) -> None:
                                "test images (default: the data that it was trained on). With --protocol paper: an LMDB in Diff-AE's "
                                "layout, or a folder with LMDBs named celebahq, ffhq, horse, bedroom, celeba64")
     evaluate.add_argument("--count", type=int, metavar="N", help="images to rebuild, and real images of Table 2 (default: 1000; with "
-                                                                 "--protocol paper all)")
+                                                                 "--table 50; with --protocol paper all)")
     evaluate.add_argument("--steps", metavar="T,T", help="sampling steps (default: 100; Table 2: 10,20,50,100)")
     evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all noise (default: %(default)s)")
     evaluate.add_argument("--batch-size", type=int, default=50, metavar="N", help="images at a time (default: %(default)s)")
     evaluate.add_argument("--device", metavar="D", help="where to compute, such as cuda or cpu (default: the accelerator, if there is one)")
-    evaluate.add_argument("--json", metavar="FILE", help="also write everything there")
+    evaluate.add_argument("--json", metavar="FILE",
+                          help="also write everything there; with --table as it grows, and the same command goes on where it was stopped")
     evaluate.add_argument("--quick", action="store_true", help="try the command, with few images and steps: its numbers mean nothing")
-    paper = evaluate.add_argument_group("the paper's tables")
+    tables = evaluate.add_argument_group("the paper's tables")
+    tables.add_argument("--table", type=int, choices=(1, 2, 3), help="only this one (default with --protocol paper: 1 and 2)")
+    tables.add_argument("--samples", type=int, metavar="N", help="samples for Table 2 (default: 1000; with --protocol paper 50000)")
+    tables.add_argument("--lpips", action="store_true",
+                        help="measure LPIPS in Table 1; fetches AlexNet (233 MB) unless it is in torch's cache. Otherwise there is a "
+                             "distance in the features of a small network that ships, which is no LPIPS")
+    tables.add_argument("--latent", metavar="FILE", help="the latent DPM of --model FILE, for Table 2 in small")
+    tables.add_argument("--dtype", choices=("float32", "bf16"), default="float32",
+                        help="precision of the networks for Table 2 in small; bf16 is checked against float32 on 100 samples (default: "
+                             "%(default)s)")
+    paper = evaluate.add_argument_group("the paper's own protocol")
     paper.add_argument("--protocol", choices=("paper",), help="the paper's grid of t, clamps, steps and metrics")
     paper.add_argument("--released", metavar="DIR", help="folder with the authors' files; see below")
-    paper.add_argument("--table", type=int, choices=(1, 2), help="only this one (default: both)")
     paper.add_argument("--set", metavar="NAME", dest="sets", help=f"for Table 2: only this model, {', '.join(SETS)} (default: all in DIR)")
-    paper.add_argument("--samples", type=int, metavar="N", help="samples for Table 2 (default: 50000)")
     paper.add_argument("--long-inversion", type=int, metavar="T",
                        help="Table 1 has one more row, x_T inferred in T steps, as the release's README reports it (default: 1000; 0: no)")
-    paper.add_argument("--lpips", action="store_true",
-                       help="measure LPIPS; fetches AlexNet (233 MB) unless it is in torch's cache. Otherwise Table 1 has a distance in "
-                            "the features of a small network that ships, which is no LPIPS")
     paper.add_argument("--inception", metavar="FILE",
                        help="measure FID, with this TorchScript of Inception (StyleGAN2-ADA's inception-2015-12-05.pt). Otherwise Table 2 "
                             "has a Fréchet distance in the features of a small network that ships, which is no FID")
@@ -54,17 +63,25 @@ def add_evaluate(commands) -> None:
 def _evaluate(args) -> None:
     command = _command(args)
     _check(args)
-    for name, value in QUICK.items() if args.quick else ():
+    for name, value in QUICK.items() if args.quick and args.table != 3 else ():
         if getattr(args, name) is None:
             setattr(args, name, value)
     device = _device(args.device)
-    report = (_plain if args.protocol is None else _paper)(args, device)
-    if args.json:
-        from .checkpoint import write_text
+    made = {"command": command, "seed": args.seed, "quick": args.quick, "versions": _versions(), "device": _device_name(device),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
-        made = {"command": command, "seed": args.seed, "quick": args.quick, "versions": _versions(), "device": _device_name(device),
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-        write_text(args.json, json.dumps(made | report, indent=1, ensure_ascii=False) + "\n")
+    def write(report: dict) -> None:
+        if args.json:
+            from .checkpoint import write_text
+
+            write_text(args.json, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+    if args.table is not None and args.protocol is None:
+        from .cli_tables import small_table
+
+        small_table(args, device, made, write)
+    else:
+        write(made | (_plain if args.protocol is None else _paper)(args, device))
 
 
 def _check(args) -> None:
@@ -73,15 +90,20 @@ def _check(args) -> None:
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} {value}; want at least {least}")
     if args.protocol is not None:
+        if args.latent is not None or args.dtype != "float32" or args.table == 3:
+            raise UsageError("--protocol paper has Tables 1 and 2 from the authors' files; --table 3, --latent and --dtype go with --model")
         if args.model is not None or args.released is None or args.data is None:
             raise UsageError("--protocol paper wants --released DIR and --data LMDB, and no --model")
         args.data = args.data.removeprefix("lmdb:")  # as other commands write it
         if args.sets is not None and args.sets not in SETS:
             raise UsageError(f"--set {args.sets}; want one of {', '.join(SETS)}")
         return
-    given = [name for name in ("released", "table", "sets", "samples", "long_inversion", "lpips", "inception") if getattr(args, name)]
+    given = [name for name in PAPER_ONLY if getattr(args, name)]
     if given:
         raise UsageError(f"--{given[0].replace('sets', 'set').replace('_', '-')} is for --protocol paper; add that")
+    given = [name for name in ("samples", "lpips", "latent") if getattr(args, name) and args.table is None]
+    if given or args.dtype != "float32" and args.table is None:
+        raise UsageError(f"--{[*given, 'dtype'][0]} is for --table; add that")
     if args.model is None:
         raise UsageError("--model is missing; name a model file or a shipped model (digits), or add --protocol paper --released DIR")
 
@@ -243,7 +265,8 @@ def _command(args) -> str:
     """The command line again, without what was left at its default."""
     words = ["pdae", "evaluate"]
     for name, value in vars(args).items():
-        if name not in ("command", "run") and value not in (None, False) and (name, value) not in (("seed", 0), ("batch_size", 50)):
+        if name not in ("command", "run") and value not in (None, False) and (name, value) not in (("seed", 0), ("batch_size", 50),
+                                                                                                            ("dtype", "float32")):
             words += [f"--{name.replace('sets', 'set').replace('_', '-')}"] + ([] if value is True else [str(value)])
     return shlex.join(words)
 

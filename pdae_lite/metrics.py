@@ -5,6 +5,7 @@ between distributions take `Features` (see `features`), never pixels, and name t
 from two spaces, Inception's among them, can't be compared.
 """
 import math
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -212,7 +213,7 @@ def kid(generated: Features, real: Features) -> Estimate:
     n, m = len(x), len(y)
     if min(n, m) < 3:
         raise ValueError(f"{n} generated and {m} real images; want 3 or more of each")
-    xx, yy, (xy, yx) = _within_sums(x, generated), _within_sums(y, real), _kernel_sums(x, y)
+    xx, yy, (xy, yx) = _within_sums(generated), _within_sums(real), _kernel_sums(x, y)
     inside_x, inside_y, across = xx.sum(), yy.sum(), xy.sum()
 
     def without_one(own, rest, other):  # MMD² when each one of a set is left out in turn, but for terms that stay
@@ -244,6 +245,21 @@ def class_score(logits: Tensor, space: str = "") -> Estimate:
     return Estimate(value, max(1.0, value - half), min(float(p.shape[1]), value + half), (n,), space)
 
 
+def _kept(function):
+    """Keeps what it finds for `Features` as long as those live: real images serve many comparisons."""
+    known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    def kept(features):
+        if not isinstance(features, Features):
+            return function(features)
+        if features not in known:
+            known[features] = function(features)
+        return known[features]
+
+    return kept
+
+
+@_kept
 def _leave_out(features) -> tuple[Statistics, list[Statistics]]:
     """Statistics of features, and of them without each of 20 groups in turn."""
     x, _, space = _together(features, features)
@@ -257,12 +273,14 @@ def _statistics(x: Tensor, space: str) -> Statistics:
     return Statistics(x.mean(0), x.T.cov(), len(x), space)
 
 
-def _within_sums(x: Tensor, features) -> Tensor:
-    """Row sums of the kernel of x with itself, [n], without the diagonal.
+@_kept
+def _within_sums(features) -> Tensor:
+    """Row sums of the kernel of features with themselves, [n], without the diagonal.
 
     Where the classes have fixed numbers, two different images are of one class more seldom than two that are drawn by
     themselves: in 49 of 499 cases, not in 50 of 500. That would make the distance too small, so such pairs weigh more.
     """
+    x = _together(features, features)[0]
     sums = _kernel_sums(x, x)[0]
     if getattr(features, "stratified", False):
         for label in features.labels.unique():

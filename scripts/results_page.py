@@ -23,12 +23,14 @@ TITLES = {
     "counterfactuals": "Edits against the true counterfactual (Fig. 8)",
     "truncation": "A class-conditional estimator scaled from 0 to 3 (Fig. 9)",
     "few_shot": "Few-shot conditional generation (Table 3)",
-    "table_1": "Reconstruction (Table 1)",
-    "table_2": "Better samples from the same DPM (Table 2)",
+    "table_1_digits": "Reconstruction (Table 1): digits",
+    "table_1_peeps": "Reconstruction (Table 1): faces",
+    "table_2_peeps": "Better samples from the same DPM (Table 2): faces",
     "sampling_digits": "Quality against cost of solvers and inversions: digits",
     "sampling_peeps": "Quality against cost of solvers and inversions: faces",
     "trials": "Trials: trainings that differ in one choice",
     "training_options": "What each option of training costs and buys, in time",
+    "training_options": "What options of training buy: time of a step",
     "training_efficiency": "Training efficiency: PDAE and Diff-AE on equal images (Section 4.1)",
 }
 COUNTS = ("count", "counts", "samples", "images", "held_out", "faces", "steps")
@@ -123,7 +125,7 @@ def record(path: Path) -> list[str]:
     facts["seeds"] = seeds if seeds is None else short(seeds)
     counts = {k.replace("_", " "): o[k] for k in COUNTS if isinstance(o.get(k), (int, dict)) and not has_lists(o[k])}
     facts["counts"] = short(counts)
-    weights = find(o, "weights", "digests", "sha256")
+    weights = find(o, "weights", "digests", "sha256", "sha256_of_weights", "sha256_of_dpm")
     facts["weights (SHA-256)"] = None if weights is None or has_lists(weights) else short(weights)
     return [*lines, *(f"- **{label}:** {text}" for label, text in facts.items() if text), ""]
 

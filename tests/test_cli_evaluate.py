@@ -246,7 +246,6 @@ def test_peeps_come_in_the_model_s_size():
 @pytest.mark.parametrize(("argv", "says"), [
     ([], "--model is missing"),
     (["--model", "nowhere"], "nowhere: no such file"),
-    (["--model", "digits", "--table", "1"], "--table is for --protocol paper"),
     (["--model", "digits", "--inception", "x"], "--inception is for --protocol paper"),
     (["--model", "digits", "--count", "1"], "--count 1; want at least 2"),
     (["--model", "digits", "--count", "2", "--steps", "ten"], "--steps ten; want whole numbers"),
