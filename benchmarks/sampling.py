@@ -4,7 +4,8 @@
     python benchmarks/sampling.py --data peeps --device cuda --dtype bf16 --compile --json peeps_gpu.json
 
 Cost is counted in evaluations of the network, in GFLOP (with the estimator an evaluation costs more than without) and in seconds.
-The README says what each number means. Sections go to the JSON file as they are done; `--only` measures some anew.
+The README says what each number means. Each row goes to the JSON file as soon as it is measured; a run that was stopped goes on with
+`--more`, and `--only` measures some sections anew.
 """
 import argparse
 import json
@@ -12,7 +13,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +26,9 @@ from training import flops, provenance
 import pdae_lite
 from pdae_lite import data, losses, metrics, sampling
 from pdae_lite.bidirectional import belm, belm_invert
+from pdae_lite.checkpoint import tensors_digest, write_text
 from pdae_lite.diagnostics import noise_statistics, pick
+from pdae_lite.estimates import Z, jackknife_variance
 from pdae_lite.features import extract
 from pdae_lite.guidance import mixed
 from pdae_lite.progress import progress_bar
@@ -51,23 +54,25 @@ QUICK = Counts(images=3, kid=4, small_t=4, rounds=3, fewer=20)
 
 @dataclass(frozen=True)
 class Scheme:
-    """A sampler and its settings; `paper`: of the paper's protocol."""
+    """A sampler and its settings; `paper`: of the paper's protocol; `correct`: see `sampling.dpm_solver`."""
 
     sampler: str
     steps: int
     grid: str = "uniform"
     paper: bool = False
+    correct: bool = False
 
     def __str__(self) -> str:
         names = {"ddim": "DDIM", "dpm_solver": "DPM-Solver++"}
-        return f"{names[self.sampler]} {self.steps}, {self.grid} grid"
+        return f"{names[self.sampler]} {self.steps}, {self.grid} grid{', corrected' if self.correct else ''}"
 
 
 PAPER = [Scheme("ddim", n, "paper", True) for n in (10, 20, 50, 100)]
 OURS = [Scheme("ddim", n) for n in (10, 15, 100)] + [Scheme("dpm_solver", n) for n in (10, 15, 20)] + [
-    Scheme("dpm_solver", n, grid) for grid in ("quadratic", "cubic") for n in (6, 8, 10, 12, 15, 20)]
+    Scheme("dpm_solver", n, grid, correct=correct) for grid, correct in (("quadratic", False), ("cubic", False), ("cubic", True))
+    for n in (6, 8, 10, 12, 15, 20)]
 FAST = Scheme("dpm_solver", 10, "quadratic")  # for what compares denoisers, not samplers
-DRAWN = [PAPER[0], PAPER[-1], FAST, Scheme("dpm_solver", 15, "cubic")]
+DRAWN = [PAPER[-1], PAPER[0], FAST, Scheme("dpm_solver", 15, "cubic")]  # the first is what the others are compared with
 
 
 class Bench:
@@ -81,7 +86,10 @@ class Bench:
         if self.model.dpm.config.image_size != size:
             raise UsageError(f"the model draws {self.model.dpm.config.image_size}×…, the feature network takes {size}×{size}")
         self.schedule = self.model.schedule
-        self.test, self.train = (data.shipped_images(name, split, size) for split in ("test", "train"))
+        self.test = data.shipped_images(name, "test", size)
+        self.latent = None if path is not None else pdae_lite.load(name, kind="latent").to(device)
+        self.sha256 = {part: tensors_digest({k: v.cpu() for k, v in m.state_dict().items()})
+                       for part, m in (("pdae", self.model), ("latent", self.latent), ("features", self.net)) if m is not None}
         self.gflop = self._gflop()
         if dtype is not None or compile:
             self.model = accelerate(self.model, dtype, compile)
@@ -133,7 +141,8 @@ class Bench:
         return max(3, n // self.counts.fewer)
 
     def sample(self, scheme: Scheme, denoiser, x_T: Tensor, clip: bool = True) -> Tensor:
-        return getattr(sampling, scheme.sampler)(denoiser, x_T, self.schedule, self.steps(scheme.steps), clip=clip, grid=scheme.grid)
+        options = {"clip": clip, "grid": scheme.grid} | ({"correct": True} if scheme.correct else {})
+        return getattr(sampling, scheme.sampler)(denoiser, x_T, self.schedule, self.steps(scheme.steps), **options)
 
     def by_batch(self, function: Callable, *tensors: Tensor) -> Tensor:
         return torch.cat([function(*parts) for parts in zip(*(x.split(self.counts.batch) for x in tensors))])
@@ -154,58 +163,86 @@ def likeness(b: Bench, images: Tensor, originals: Tensor, name: str = "") -> dic
             f"features{name}": numbers(metrics.mean(metrics.feature_distance(b.features(images, "shape"), b.features(originals, "shape"))))}
 
 
+def change(values: Tensor, before: Tensor) -> dict:
+    """The mean of paired differences [N]."""
+    return numbers(metrics.mean(values - before))
+
+
+def kid_change(images, base, real) -> dict:
+    """The KID of some images minus that of others that were made from the same codes and noise, one by one, so that most of what chance
+    does cancels. A jackknife's interval over the images; the real ones are taken as given."""
+    def sums(x):
+        inside = (x @ x.T / x.shape[1] + 1) ** 3
+        return inside.sum(1) - inside.diagonal(), ((x @ fixed.T / x.shape[1] + 1) ** 3).mean(1)
+
+    fixed, n = real.values.double(), len(images)
+    (inside, across), (inside_b, across_b) = (sums(f.values.double()) for f in (images, base))
+    inside, across = inside - inside_b, across - across_b  # what the real images have inside is in both, and cancels
+    value = float(inside.sum() / (n * (n - 1)) - 2 * across.mean())
+    half = Z * jackknife_variance((inside.sum() - 2 * inside) / ((n - 1) * (n - 2)) - 2 * (across.sum() - across) / (n - 1)) ** 0.5
+    return {"value": value, "low": value - half, "high": value + half, "n": [n]}
+
+
 def _noise(x_T: Tensor) -> dict:
     """`noise_statistics`, and the mean over pixels of the variance over images: 1 for noise, less where images share something."""
     return noise_statistics(x_T) | {"pixel_variance": float(x_T.double().var(0).mean())}
 
 
-def follows_z(b: Bench, edited: Tensor) -> dict:
-    """The share of images, each from the x_T of one original and the z of the one before it, that are nearer to the latter."""
+def edits(b: Bench, edited: Tensor) -> dict:
+    """Of images, each from the x_T of one original and the z of the one before it: how far they are from the latter, and the share of
+    them that are nearer to it than to the former."""
     e, own, other = (b.features(v.clamp(-1, 1), "class") for v in (edited, b.x, b.x.roll(1, 0)))
-    return numbers(metrics.proportion(metrics.feature_distance(e, other) < metrics.feature_distance(e, own)))
+    far = metrics.feature_distance(e, other)
+    return {"edit_to_z": numbers(metrics.mean(far)), "follows_z": numbers(metrics.proportion(far < metrics.feature_distance(e, own)))}
 
 
-# ---- the sections -------------------------------------------------------------------------------------------------------------
+# ---- the sections: they yield rows, and return what else there is. `each` leaves out what was measured before. ----------------
 
 
-def random_x_T(b: Bench, each: Callable) -> dict:
+def random_x_T(b: Bench, each: Callable) -> Iterator[dict]:
     """From one and the same noise: the distance to the solution with 1000 steps."""
     made, solution = b.model.denoiser(b.z), Scheme("ddim", 1000)
     reference, cost = b.cost(lambda: b.sample(solution, made, b.x_T), len(b.x))
-    rows = [{"name": f"{solution}: the solution"} | asdict(solution) | cost | likeness(b, reference, b.x, "_to_x_0")]
-    for scheme in each([*PAPER, *OURS]):
+    for scheme in each([solution, *PAPER, *OURS]):
+        if scheme == solution:
+            yield {"name": str(scheme)} | asdict(scheme) | cost | likeness(b, reference, b.x, "_to_x_0")
+            continue
         images, cost = b.cost(lambda s=scheme: b.sample(s, made, b.x_T), len(b.x))
-        rows.append({"name": str(scheme)} | asdict(scheme) | cost | likeness(b, images, reference) | likeness(b, images, b.x, "_to_x_0"))
-    return {"rows": rows}
+        yield {"name": str(scheme)} | asdict(scheme) | cost | likeness(b, images, reference) | likeness(b, images, b.x, "_to_x_0")
 
 
-def inferred_x_T(b: Bench, each: Callable) -> dict:
+def inferred_x_T(b: Bench, each: Callable) -> Iterator[dict]:
     """There and back: the error, how Gaussian x_T is, and whether an image decoded with another one's z follows that z."""
     s, own, other = b.schedule, b.model.denoiser(b.z), b.model.denoiser(b.z.roll(1, 0))
 
-    def plain(up, down, invert={}, decode={}):
+    def plain(up, down, invert={}, **decode):
         up, down = b.steps(up), b.steps(down)
         return (lambda d: sampling.invert(d, b.x, s, up, **invert)), (lambda d, x_T: sampling.ddim(d, x_T, s, down, **decode))
 
-    def second(n, grid):
+    def fixed(n, iterations, grid):
+        return plain(n, n, {"fixed_point": iterations, "grid": grid}, grid=grid, clip=False)
+
+    def second(n, grid, clip=False):
         n = b.steps(n)
         return ((lambda d: sampling.invert(d, b.x, s, n, order=2, grid=grid)),
-                (lambda d, x_T: sampling.dpm_solver(d, x_T, s, n, grid=grid)))
+                (lambda d, x_T: sampling.dpm_solver(d, x_T, s, n, grid=grid, clip=clip)))
 
     def exact(n, grid):
         n = b.steps(n)
         return (lambda d: belm_invert(d, b.x, s, n, grid=grid)), (lambda d, x_T: belm(d, x_T, s, n, grid=grid))
 
     released = {"grid": "paper", "clip": True}
-    ways = {"paper: invert 1000, decode 100": (*plain(1000, 100, released, released), own),
-            "DDIM 100 + 100": (*plain(100, 100), own), "DDIM 30 + 30": (*plain(30, 30), own),
-            "DDIM 15 + 15, two fixed-point iterations": (*plain(15, 15, {"fixed_point": 2}, {"clip": False}), own),
+    ways = {"paper: invert 1000, decode 100": (*plain(1000, 100, released, **released), own),
+            "DDIM 100 + 100": (*plain(100, 100, clip=False), own), "DDIM 30 + 30": (*plain(30, 30, clip=False), own),
+            "fixed point, 15 times 3 + 15, uniform grid": (*fixed(15, 2, "uniform"), own),
+            "fixed point, 15 times 3 + 15, quadratic grid": (*fixed(15, 2, "quadratic"), own),
+            "fixed point, 10 times 5 + 10, cubic grid": (*fixed(10, 4, "cubic"), own),
             "second order 30 + 30, uniform grid": (*second(30, "uniform"), own),
             "second order 30 + 30, quadratic grid": (*second(30, "quadratic"), own),
+            "the same, clamped on the way down": (*second(30, "quadratic", clip=True), own),
             "BELM 30 + 30, uniform grid": (*exact(30, "uniform"), own),
             "BELM 30 + 30, quadratic grid": (*exact(30, "quadratic"), own),
             "BELM 30 + 30, quadratic grid, without z": (*exact(30, "quadratic"), b.model.dpm)}
-    rows = []
     for name in each(ways):
         invert, decode, denoiser = ways[name]
         x_T, up = b.cost(lambda: invert(denoiser), len(b.x))
@@ -213,32 +250,36 @@ def inferred_x_T(b: Bench, each: Callable) -> dict:
         cost = {key: up[key] + down[key] for key in up}
         noise = _noise(x_T if torch.is_tensor(x_T) else x_T[0])
         row = {"name": name, "paper": name.startswith("paper")} | cost | likeness(b, images, b.x) | {"noise": noise}
-        if denoiser is own:
-            row["follows_z"] = follows_z(b, decode(other, x_T))
-        rows.append(row)
+        yield row | (edits(b, decode(other, x_T)) if denoiser is own else {})
     chance = [_noise(torch.randn(b.x.shape, generator=torch.Generator().manual_seed(seed))) for seed in range(20)]
     ranges = {k: [min(c[k] for c in chance), max(c[k] for c in chance)] for k in chance[0]}
-    return {"rows": rows, "gaussian_noise": ranges}
+    return {"gaussian_noise": ranges, "random_x_T": edits(b, b.sample(FAST, other, b.x_T))}  # what an edit can be that owes x_T nothing
 
 
-def shift_forms(b: Bench, each: Callable) -> dict:
-    """√(1−ᾱ_t) against k_t: the error of ε̂ at small t, and images."""
+def shift_forms(b: Bench, each: Callable) -> Iterator[dict]:
+    """√(1−ᾱ_t) against k_t: the error of ε̂ at small t, and images, each with the change from the former to the latter."""
     ts = [t for t in (0, 1, 2, 4, 7, 12, 20, 40, 100) if t < b.schedule.T]
     x = b.test.floats(slice(b.counts.small_t)).to(b.device)
     out = {"t": ts, "error_dpm": losses.noise_error(lambda v: b.model.dpm, x, b.schedule, ts).tolist()}
-    rows = []
-    for form in each(("ddim", "ddpm")):
+    before = {}
+    for form in ("ddim", "ddpm"):
         errors = losses.noise_error(lambda v, f=form: b.model.denoiser(b.model.encode(v), shift=f), x, b.schedule, ts)
         out[f"error_{form}"] = errors.tolist()
         made = b.model.denoiser(b.z, shift=form)
-        for scheme in (PAPER[2], FAST):
-            rows.append({"form": form, "name": str(scheme)} | likeness(b, b.sample(scheme, made, b.x_T), b.x))
-        x_T = sampling.invert(made, b.x, b.schedule, b.steps(50))
-        rows.append({"form": form, "name": "inferred x_T, DDIM 50 + 50"} | likeness(
-            b, sampling.ddim(made, x_T, b.schedule, b.steps(50)), b.x) | {"noise": _noise(x_T)})
-        x_T, _ = belm_invert(made, b.x, b.schedule, b.steps(30), grid="quadratic")
-        rows.append({"form": form, "name": "inferred x_T, BELM 30, quadratic grid", "noise": _noise(x_T)})
-    return out | {"rows": rows}
+        x_T = sampling.invert(made, b.x, b.schedule, b.steps(15), grid="quadratic", fixed_point=2)
+        pair = belm_invert(made, b.x, b.schedule, b.steps(30), grid="quadratic")
+        images = {str(scheme): (b.sample(scheme, made, b.x_T), {}) for scheme in (PAPER[2], FAST)}
+        images["inferred x_T, fixed point, 15 times 3 + 15, quadratic grid"] = (
+            sampling.ddim(made, x_T, b.schedule, b.steps(15), grid="quadratic", clip=False), {"noise": _noise(x_T)})
+        images["inferred x_T, BELM 30, quadratic grid"] = (None, {"noise": _noise(pair[0])})
+        for name, (image, more) in images.items():
+            row = {"form": form, "name": name} | more
+            if image is not None:
+                error = metrics.mse(image.clamp(-1, 1), b.x)
+                row |= likeness(b, image, b.x) | ({"mse_change": change(error, before[name])} if name in before else {})
+                before.setdefault(name, error)
+            yield row
+    return out
 
 
 INTERVALS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -247,34 +288,45 @@ INTERVALS: dict[str, Callable[[Tensor], Tensor]] = {
     "0.3 to 0.7 only": lambda u: 1.0 * ((u >= 0.3) & (u < 0.7)), "ramp 2u": lambda u: 2 * u, "ramp 2(1 − u)": lambda u: 2 * (1 - u)}
 
 
-def intervals(b: Bench, each: Callable) -> dict:
-    """The scale of the shift as a function of u = t/T: what rebuilt images, edits and distributions of images need."""
+def intervals(b: Bench, each: Callable) -> Iterator[dict]:
+    """The scale of the shift as a function of u = t/T: what rebuilt images, edits and new images need. New ones are drawn from codes of
+    the latent DPM; another model than one that ships has none, and codes of held-out images stand in."""
     z, x_T, x = _drawn_from(b)
+    new = z if b.latent is None else b.latent.sample(len(z), generator=torch.Generator().manual_seed(3)).to(b.device)
     edit_T = sampling.invert(b.model.denoiser(b.z), b.x, b.schedule, b.steps(30), grid="quadratic", order=2)
-    originals, real, rows = b.features(b.test.floats(), "class"), metrics.reference(b.name), []
+    originals, real = b.features(x, "class"), metrics.reference(b.name)
+
+    def make(name, codes, noise):
+        scale = INTERVALS[name]
+        return b.by_batch(lambda c, v: b.sample(FAST, b.model.denoiser(c, lambda t: scale(t / b.schedule.T)), v), codes, noise)
+
+    base = None
     for name in each(INTERVALS):
-
-        def made(codes, scale=INTERVALS[name]):
-            return b.model.denoiser(codes, lambda t: scale(t / b.schedule.T))
-
-        images, cost = b.cost(lambda m=made: b.by_batch(lambda c, v: b.sample(FAST, m(c), v), z, x_T), len(x))
+        if base is None and name != "always":  # whose row was measured before, but its images are needed
+            base = [b.features(make("always", codes, x_T).clamp(-1, 1), "class") for codes in (z, new)]
+        images, cost = b.cost(lambda n=name: make(n, z, x_T), len(x))
+        drawn_new = b.features(make(name, new, x_T).clamp(-1, 1), "class")
         features = b.features(images.clamp(-1, 1), "class")
-        nearest = torch.cdist(features.values, originals.values).argmin(1) == torch.arange(len(x))
-        rows.append({"name": name} | cost | likeness(b, images, x) | {
-            "nearest_is_own": numbers(metrics.proportion(nearest)), "kid": numbers(metrics.kid(features, real)),
-            "follows_z": follows_z(b, b.sample(FAST, made(b.z.roll(1, 0)), edit_T))})
-    return {"rows": rows, "sampler": str(FAST), "space": real.space}
+        base = [features, drawn_new] if base is None else base
+        yield {"name": name} | cost | likeness(b, images, x) | {
+            "nearest_is_own": numbers(metrics.nearest_is_own(features, originals)),
+            "kid": numbers(metrics.kid(features, real)), "kid_change": kid_change(features, base[0], real),
+            "kid_new": numbers(metrics.kid(drawn_new, real)), "kid_new_change": kid_change(drawn_new, base[1], real),
+        } | edits(b, make(name, b.z.roll(1, 0), edit_T))
+    return {"sampler": str(FAST), "space": real.space, "new_from": "codes of held-out images" if b.latent is None else "the latent DPM"}
 
 
-def drawn(b: Bench, each: Callable) -> dict:
+def drawn(b: Bench, each: Callable) -> Iterator[dict]:
     """The distance to the distribution of the data, of images from true codes and random x_T."""
     z, x_T, _ = _drawn_from(b)
-    real, rows = metrics.reference(b.name), []
+    real, base = metrics.reference(b.name), None
     for scheme in each(DRAWN):
         images, cost = b.cost(lambda s=scheme: b.by_batch(lambda c, v: b.sample(s, b.model.denoiser(c), v), z, x_T), len(z))
-        distance = metrics.kid(b.features(images.clamp(-1, 1), "class"), real)
-        rows.append({"name": str(scheme)} | asdict(scheme) | cost | {"kid": numbers(distance)})
-    return {"rows": rows, "space": real.space}
+        features = b.features(images.clamp(-1, 1), "class")
+        base = features if base is None else base
+        yield {"name": str(scheme)} | asdict(scheme) | cost | {"kid": numbers(metrics.kid(features, real)),
+                                                               "kid_change": kid_change(features, base, real)}
+    return {"space": real.space}
 
 
 def _drawn_from(b: Bench) -> tuple[Tensor, Tensor, Tensor]:
@@ -283,7 +335,7 @@ def _drawn_from(b: Bench) -> tuple[Tensor, Tensor, Tensor]:
     return b.model.encode(x).detach(), b.model.noise(len(x), torch.Generator().manual_seed(2)), x
 
 
-def mixing(b: Bench, each: Callable) -> dict:
+def mixing(b: Bench, each: Callable) -> Iterator[dict]:
     """Mixing two gradients with trunk and ε_θ shared, against two whole evaluations: measured, and what arithmetic allows."""
     n = min(b.counts.batch, len(b.x))
     x, z_a, t = b.x_T[:n], b.z[:n], torch.full((n,), b.schedule.T // 2, device=b.device)
@@ -300,12 +352,35 @@ def mixing(b: Bench, each: Callable) -> dict:
             pairs.append([b.cost(lambda r=run: r(x, t), n)[1] for run in (twice, shared)])
     ratios = [two["seconds"] / one["seconds"] for two, one in pairs]
     allowed = pairs[0][0]["gflop"] / pairs[0][1]["gflop"]
+    yield from ()
     return {"speed_up": statistics.median(ratios), "range": [min(ratios), max(ratios)], "allowed": allowed,
             "share": statistics.median(ratios) / allowed, "images": n}
 
 
 SECTIONS = {"random_x_T": random_x_T, "inferred_x_T": inferred_x_T, "shift": shift_forms, "intervals": intervals, "drawn": drawn,
             "mixing": mixing}
+WHOLE = {"shift", "drawn"}  # whose rows are compared with one another, so that none can be left out
+
+
+def measure(b: Bench, name: str, old: list[dict], save: Callable[[dict], None]) -> dict:
+    """One section. Rows of `old` are kept, those of another name measured; what there is is saved after each row."""
+    rows, order = {} if name in WHOLE else {r["name"]: r for r in old}, []
+
+    def each(items):
+        order.extend(map(str, items))
+        return progress_bar([i for i in items if str(i) not in rows], desc=name, show=sys.stderr.isatty())
+
+    section = SECTIONS[name](b, each)
+    while True:
+        try:
+            row = next(section)
+        except StopIteration as end:
+            rest = end.value or {}
+            break
+        rows[row.get("form", "") + row["name"]] = row
+        save({"rows": list(rows.values())})
+    found = [rows[i] for i in order if i in rows] or list(rows.values())
+    return ({"rows": found} if found else {}) | rest
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------------
@@ -320,6 +395,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--kid", type=int, metavar="N", help=f"images drawn for each KID (default: {Counts.kid})")
     parser.add_argument("--quick", action="store_true", help="a few images and steps, to see that it runs; the numbers mean nothing")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"some of {', '.join(SECTIONS)}")
+    parser.add_argument("--more", action="store_true", help="keep the rows that the file has, and measure what it lacks")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="precision of the networks")
     parser.add_argument("--compile", action="store_true", help="compile them; on CUDA, record CUDA graphs")
@@ -334,24 +410,30 @@ def main(argv: list[str] | None = None) -> dict:
             counts = replace(counts, **{name: value})
     path = args.json or (None if args.quick else Path(pdae_lite.__file__).parent / "assets" / f"sampling_{args.data}.json")
     dtype = torch.bfloat16 if args.dtype == "bf16" else None
-    before = json.loads(path.read_text()) if args.only and path is not None and path.is_file() else {}
+    before = json.loads(path.read_text()) if (args.only or args.more) and path is not None and path.is_file() else {}
     b = Bench(args.data, args.model, counts, torch.device(args.device), dtype, args.compile)
     given = shlex.join(sys.argv[1:] if argv is None else argv)
     result = {"data": args.data, "command": f"python benchmarks/sampling.py {given}".strip(), "counts": asdict(counts),
-              "dtype": args.dtype, "compile": args.compile, "seeds": {"x_T": 0, "images of KID": 1, "x_T of KID": 2},
-              "provenance": provenance(b.device), "gflop": b.gflop}
-    same = ("data", "counts", "gflop", "dtype", "compile")
-    if before and any(before[k] != result[k] for k in same):
-        raise UsageError(f"{path} was measured with other counts or another model; leave --only out to measure all anew")
+              "dtype": args.dtype, "compile": args.compile, "seeds": {"x_T": 0, "images of KID": 1, "x_T of KID": 2, "new codes": 3},
+              "provenance": provenance(b.device), "sha256_of_weights": b.sha256, "gflop": b.gflop}
+    if before and any(before.get(k) != result[k] for k in ("data", "counts", "gflop", "dtype", "compile", "sha256_of_weights")):
+        raise UsageError(f"{path} was measured with other counts or another model; leave --only and --more out to measure all anew")
+    result |= before
     for name in args.only or SECTIONS:
+        old = result.pop(name, {}) if args.more else {}
+        if "date" in old and not args.only:
+            result[name] = old
+            continue
+
+        def save(section, name=name):
+            result[name] = section
+            if path is not None:
+                write_text(path, json.dumps(result, indent=1) + "\n")
+
         torch.manual_seed(0)
-        section = SECTIONS[name](b, lambda items, name=name: progress_bar(list(items), desc=name, show=sys.stderr.isatty()))
-        section |= {"command": result["command"], "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-        if path is not None and path.is_file() and (args.only or name != next(iter(SECTIONS))):
-            result = json.loads(path.read_text())  # others may have measured their sections meanwhile
-        result[name] = section
-        if path is not None:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+        section = measure(b, name, old.get("rows", []), save)
+        save(section | {"command": f"python benchmarks/sampling.py {given}".strip(),
+                        "date": datetime.now(timezone.utc).isoformat(timespec="seconds")})
     print(table(result))
     return result
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from .autoencoder import SAMPLERS, Autoencoder, check_sampler
 from .batches import _collate
 from .blocks import timestep_embedding
+from .clock import GridEmbedding
 from .data import to_float
 from .losses import dpm_loss, latent_loss
 from .model import PDAE
@@ -141,6 +142,7 @@ class LatentDPM(nn.Module):
         if self.stats.z_dim != config.z_dim:
             raise ValueError(f"stats are of codes with z_dim={self.stats.z_dim}, config says z_dim={config.z_dim}")
         self.time_embed = nn.Sequential(nn.Linear(config.time_channels, config.z_dim), nn.SiLU(), nn.Linear(config.z_dim, config.z_dim))
+        self._grid_embedding = GridEmbedding()
         seen = config.width + config.z_dim
         self.layers = nn.ModuleList([LatentLayer(config.z_dim, config), *(LatentLayer(seen, config) for _ in range(config.layers - 2)),
                                      LastLayer(seen, config)])
@@ -149,13 +151,15 @@ class LatentDPM(nn.Module):
         """ε [N, z_dim] from normalised noisy codes z_t [N, z_dim] and t int64 [N]; computed in the weights' precision."""
         _check_codes(z_t, "z_t", self.z_dim)
         self.schedule.check_t(t)
-        dtype = self.time_embed[0].weight.dtype
-        emb = self.time_embed(timestep_embedding(t, self.config.time_channels).to(dtype))
-        z = z_t.to(dtype)
+        emb = self._grid_embedding(t, self._embed)
+        z = z_t.to(self.time_embed[0].weight.dtype)
         h = self.layers[0](z, emb)
         for layer in self.layers[1:]:
             h = layer(torch.cat([h, z], 1), emb)
         return h.to(z_t.dtype)
+
+    def _embed(self, t: Tensor) -> Tensor:
+        return self.time_embed(timestep_embedding(t, self.config.time_channels).to(self.time_embed[0].weight.dtype))
 
     def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None, schedule: NoiseSchedule, weight) -> Tensor:
         """What `train` minimises: `losses.latent_loss`, or `dpm_loss` for "l2"; x_0 [N, z_dim] are normalised codes, as

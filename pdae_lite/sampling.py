@@ -23,7 +23,7 @@ def time_grid(schedule: NoiseSchedule, steps: int = 100, grid: str | Sequence[in
     - ``"uniform"``: round(linspace(−1, T−1, steps+1)), ends at the clean image, t = −1
     - ``"paper"``: the integer parts of linspace(0, T−1, steps+1), as in the authors' release: ends at ᾱ_0, not 1
     - ``"quadratic"``: T·u² − 1 for u = 0 … 1 (as in Song et al. 2021), at least 1 apart: short steps near the clean image
-    - ``"cubic"``: T·u³ − 1, likewise: for `dpm_solver`, the most exact of these with 12 or more steps (see benchmarks/README.md)
+    - ``"cubic"``: T·u³ − 1, likewise: for `dpm_solver`, with `correct`, the most exact of these with 12 or more steps
     - a sequence of t: the denoiser is evaluated there and nowhere else; −1 is added if it is absent
     """
     if not isinstance(grid, str):
@@ -118,7 +118,7 @@ def ddpm(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int | 
 
 @torch.no_grad()
 def dpm_solver(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int = 20, clip: bool = True,
-               grid: str | Sequence[int] = "uniform", progress: bool = False,
+               grid: str | Sequence[int] = "uniform", correct: bool = False, progress: bool = False,
                callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): second order, one evaluation a step, x_T [N, …] to x_0 [N, …].
 
@@ -128,9 +128,13 @@ def dpm_solver(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: 
 
     The first step has no predecessor and the last, to the clean image, has h = ∞: both are of first order (DDIM).
     Arguments as for `ddim`.
+
+    Args:
+        correct: once x̂_0 at x_next is known, take the step that led there anew, with the parabola through the three guesses; that
+            is UniPC of order 2 (Zhao et al. 2023), and no evaluation more. The images that `callback` gets aren't corrected yet.
     """
     limits = clip_range(denoiser, clip)
-    x, x_0_before, lam_before = x_T, None, None
+    x, before, last = x_T, None, None  # before: λ and x̂_0 of the last point; last: the step that led here
     points = time_grid(schedule, steps, grid)[::-1]
     clock = Clock(x, points[:-1])
     for t_cur, t_next in _pairs(points, progress, "dpm_solver"):
@@ -138,16 +142,39 @@ def dpm_solver(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: 
         x_0 = (x - s * denoiser(x, clock(t_cur))) / a
         if limits is not None:
             x_0 = x_0.clamp(*limits)
+        if correct and last is not None:
+            x = _corrected(*last, x_0)
         lam = math.log(a / s)
         estimate, shrink = x_0, s_next / s * (a / a_next)  # e^{−h}
-        if x_0_before is not None and s_next > 0:
-            h = math.log(a_next / s_next) - lam
-            estimate = x_0 + 0.5 * h / (lam - lam_before) * (x_0 - x_0_before)
+        h = math.log(a_next / s_next) - lam if s_next > 0 else math.inf
+        if correct:
+            last = s_next / s * x + a_next * (1 - shrink) * x_0, a_next, h, (lam, x_0), before
+        if before is not None and s_next > 0:
+            estimate = x_0 + 0.5 * h / (lam - before[0]) * (x_0 - before[1])
         x = s_next / s * x + a_next * (1 - shrink) * estimate
-        x_0_before, lam_before = x_0, lam
+        before = lam, x_0
         if callback is not None:
             callback(t_next, x)
     return x
+
+
+def _corrected(first_order: Tensor, a: float, h: float, left: tuple[float, Tensor], before: tuple[float, Tensor] | None,
+               arrived: Tensor) -> Tensor:
+    """A step of `dpm_solver` with x̂_0 as the polynomial of λ through the guesses where it left, where it arrived and one before.
+
+    Args:
+        first_order: where the step leads with the guess alone that it left with.
+        left, before: λ and x̂_0; before None: the first step, which takes the mean of its two ends.
+    """
+    lam, x_0 = left
+    rise, weight = arrived - x_0, -math.expm1(-h)  # ∫ e^{u−h} du over the step, below the same with (u/h)^1 and (u/h)^2
+    if before is None:
+        return first_order + a * 0.5 * weight * rise
+    linear = 1 - weight / h
+    square = 1 - 2 * linear / h
+    r = (lam - before[0]) / h
+    bend = (rise - (x_0 - before[1]) / r) / (1 + r)  # the parabola is x̂_0 + (rise − bend)(u/h) + bend (u/h)²
+    return first_order + a * (linear * (rise - bend) + square * bend)
 
 
 @torch.no_grad()

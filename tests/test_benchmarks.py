@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pdae_lite import metrics
+from pdae_lite.data import ASSETS
 from pdae_lite.encoder import EncoderConfig, SemanticEncoder
+from pdae_lite.features import Features
 from pdae_lite.model import PDAE
 from pdae_lite.presets import PRESETS
 from pdae_lite.schedule import NoiseSchedule
@@ -25,7 +28,7 @@ def load(name):
     return module
 
 
-benchmark = load("training")
+benchmark, report = load("training"), load("sampling_report")
 
 TINY = [f"{name}={value}" for name, value in {
     "unet.image_size": 16, "unet.base_channels": 8, "unet.channel_mult": "1,2", "unet.attention_downsampling": 2, "unet.patch_size": 1,
@@ -174,11 +177,11 @@ def test_sampling_is_measured_and_written(measured, sampling_benchmark):
     result, path = measured
     assert json.loads(path.read_text()) == json.loads(json.dumps(result))
     assert set(sampling_benchmark.SECTIONS) <= set(result) and result["command"].startswith("python benchmarks/sampling.py --quick")
-    text = sampling_benchmark.table(result)
-    for section in sampling_benchmark.SECTIONS:
-        for row in result[section].get("rows", []):
-            assert row["name"] in text
-    assert "mixing two z" in text and "nan" not in text
+    for text in (sampling_benchmark.table(result), report.markdown(result)):
+        for section in sampling_benchmark.SECTIONS:
+            for row in result[section].get("rows", []):
+                assert row["name"] in text
+        assert "mixing two z" in text and "nan" not in text
 
 
 def test_sampling_costs_are_counted(measured, sampling_benchmark):
@@ -187,15 +190,18 @@ def test_sampling_costs_are_counted(measured, sampling_benchmark):
     gflop = result["gflop"]
     one = sum(gflop.values())
     rows = {r["name"]: r for r in result["random_x_T"]["rows"]}
-    assert rows["DDIM 1000, uniform grid: the solution"]["evaluations"] == 50  # a 20th of all steps
+    assert rows["DDIM 1000, uniform grid"]["evaluations"] == 50  # a 20th of all steps
     for row in rows.values():
         assert row["evaluations"] == row["shifted"] and row["gflop"] == pytest.approx(row["evaluations"] * one)
     inferred = {r["name"]: r for r in result["inferred_x_T"]["rows"]}
+    assert inferred["fixed point, 15 times 3 + 15, quadratic grid"]["evaluations"] == 3 * 3 + 3
     exact, without_z = (inferred[f"BELM 30 + 30, quadratic grid{end}"] for end in ("", ", without z"))
     assert exact["evaluations"] == without_z["evaluations"] == 3 + 2  # the pair saves one
     assert without_z["shifted"] == 0 and without_z["gflop"] == pytest.approx(5 * (one - gflop["shift"]))
     assert exact["mse"]["value"] < 1e-6 and without_z["mse"]["value"] < 1e-6  # rebuilds anything, z or not
     assert result["intervals"]["rows"][0]["shifted"] > result["intervals"]["rows"][2]["shifted"]
+    for row in (result["intervals"]["rows"][0], result["drawn"]["rows"][0]):
+        assert row["kid_change"]["value"] == row["kid_change"]["low"] == 0.0  # against itself
     mixing = result["mixing"]
     assert mixing["allowed"] == pytest.approx(2 * one / (one + gflop["shift"]))
     assert mixing["share"] == pytest.approx(mixing["speed_up"] / mixing["allowed"])
@@ -211,3 +217,71 @@ def test_sections_are_measured_anew(measured, sampling_benchmark, tiny_pdae):
     assert again["mixing"]["command"].endswith("--only mixing --quick") and json.loads(path.read_text())["mixing"] == again["mixing"]
     with pytest.raises(UsageError, match="--images 2; want 3 or more"):
         sampling_benchmark.main([*args, "--images", "2"])
+
+
+def test_a_stopped_run_goes_on(measured, sampling_benchmark, tiny_pdae, tmp_path):
+    result, path = json.loads(json.dumps(measured[0])), tmp_path / "stopped.json"
+    missing = result["intervals"]["rows"].pop(2)
+    del result["intervals"]["date"], result["mixing"]
+    path.write_text(json.dumps(result))
+    again = sampling_benchmark.main(["--quick", "--device", "cpu", "--model", str(tiny_pdae), "--json", str(path), "--more"])
+    assert again["random_x_T"] == result["random_x_T"] and "date" in again["intervals"] and "share" in again["mixing"]
+    rows = again["intervals"]["rows"]
+    assert rows[:2] + rows[3:] == result["intervals"]["rows"]
+    assert rows[2]["name"] == missing["name"] and rows[2]["mse"]["value"] == pytest.approx(missing["mse"]["value"], rel=1e-3)
+
+
+def test_a_change_of_kid_is_the_difference_of_two(sampling_benchmark):
+    g = torch.Generator().manual_seed(0)
+    base, real = (Features(torch.randn(n, 6, generator=g)) for n in (60, 80))
+    moved = Features(base.values + 0.05 + 0.05 * torch.randn(60, 6, generator=g))
+    got = sampling_benchmark.kid_change(moved, base, real)
+    before, after = metrics.kid(base, real), metrics.kid(moved, real)
+    assert got["value"] == pytest.approx(after.value - before.value, abs=1e-9)
+    assert got["low"] < got["value"] < got["high"]
+    assert got["high"] - got["low"] < 0.5 * (after.high - after.low)  # chance that both share cancels
+
+
+# ---- what is stored -----------------------------------------------------------------------------------------------------
+
+
+def stored(name):
+    return json.loads((ASSETS / f"sampling_{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["digits", "peeps"])
+def test_what_is_stored_is_whole(name, sampling_benchmark):
+    result = stored(name)
+    assert result["data"] == name and result["counts"] == sampling_benchmark.asdict(sampling_benchmark.Counts())
+    schemes = ["DDIM 1000, uniform grid", *map(str, sampling_benchmark.PAPER + sampling_benchmark.OURS)]
+    assert [r["name"] for r in result["random_x_T"]["rows"]] == schemes
+    assert [r["name"] for r in result["drawn"]["rows"]] == list(map(str, sampling_benchmark.DRAWN))
+    assert [r["name"] for r in result["intervals"]["rows"]] == list(sampling_benchmark.INTERVALS)
+    assert all("date" in result[section] for section in sampling_benchmark.SECTIONS)
+    for row in result["inferred_x_T"]["rows"]:
+        runs = {"trunk": row["evaluations"], "head": row["evaluations"], "shift": row["shifted"]}
+        assert row["gflop"] == pytest.approx(sum(n * result["gflop"][part] for part, n in runs.items()))
+
+
+def test_a_slice_of_what_is_stored_comes_out_again(sampling_benchmark):
+    """Two rows of digits, within 2 % (rounding differs from one CPU to the next); seconds are not compared."""
+    result = stored("digits")
+    b = sampling_benchmark.Bench("digits", None, sampling_benchmark.Counts(), torch.device("cpu"), None, False)
+    assert b.sha256 == result["sha256_of_weights"] and b.gflop == result["gflop"]
+    scheme = sampling_benchmark.Scheme("dpm_solver", 6, "quadratic")
+    was = {r["name"]: r for r in result["random_x_T"]["rows"]}[str(scheme)]
+    again = sampling_benchmark.likeness(b, b.sample(scheme, b.model.denoiser(b.z), b.x_T), b.x, "_to_x_0")
+    assert again["mse_to_x_0"]["value"] == pytest.approx(was["mse_to_x_0"]["value"], rel=0.02)
+    name, rows = "fixed point, 10 times 5 + 10, cubic grid", result["inferred_x_T"]["rows"]
+    section = sampling_benchmark.measure(b, "inferred_x_T", [r for r in rows if r["name"] != name], lambda _: None)
+    (now,), (was,) = ([r for r in found if r["name"] == name] for found in (section["rows"], rows))
+    assert [r["name"] for r in section["rows"]] == [r["name"] for r in rows]
+    assert now["evaluations"] == was["evaluations"] == 60 and now["gflop"] == was["gflop"]
+    assert now["mse"]["value"] == pytest.approx(was["mse"]["value"], rel=0.02)
+    assert now["noise"]["std"] == pytest.approx(was["noise"]["std"], rel=0.02)
+
+
+def test_the_readme_shows_what_is_stored():
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    for name in ("digits", "peeps"):
+        assert report.markdown(stored(name)) in text, f"python benchmarks/sampling_report.py pdae_lite/assets/sampling_{name}.json"

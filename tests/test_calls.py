@@ -9,6 +9,7 @@ from pdae_lite import sampling
 from pdae_lite.bidirectional import belm, belm_invert
 from pdae_lite.clock import Clock, GridEmbedding, on_host
 from pdae_lite.guidance import guided, mixed, staged, sweep
+from pdae_lite.latent import LatentConfig, LatentDPM
 from pdae_lite.speed import accelerate
 
 
@@ -31,7 +32,9 @@ def watched():
 
 
 RUNS = {"ddim": lambda d, x: sampling.ddim(d, x, SCHEDULE, 6), "ddpm": lambda d, x: sampling.ddpm(d, x, SCHEDULE, 6),
-        "dpm_solver": lambda d, x: sampling.dpm_solver(d, x, SCHEDULE, 6), "invert": lambda d, x: sampling.invert(d, x, SCHEDULE, 6),
+        "dpm_solver": lambda d, x: sampling.dpm_solver(d, x, SCHEDULE, 6),
+        "corrected": lambda d, x: sampling.dpm_solver(d, x, SCHEDULE, 6, correct=True),
+        "invert": lambda d, x: sampling.invert(d, x, SCHEDULE, 6),
         "invert 2": lambda d, x: sampling.invert(d, x, SCHEDULE, 6, order=2), "belm": lambda d, x: belm(d, x, SCHEDULE, 6),
         "belm_invert": lambda d, x: belm_invert(d, x, SCHEDULE, 6)}
 
@@ -54,6 +57,42 @@ def test_the_grid_embedding_changes_nothing_and_never_goes_stale():
         p.data.mul_(2.0)
     assert not torch.allclose(model.decode(z, x, 6), before, atol=1e-3)  # weights that changed are seen
     assert copy.deepcopy(model.dpm)._grid_embedding.times is None
+
+
+def with_latent():
+    """A latent DPM, its noise, and the calls of its time embedding."""
+    torch.manual_seed(0)
+    model = LatentDPM(LatentConfig(z_dim=4, layers=3, width=8, time_channels=8), SCHEDULE).eval()
+    return model, codes(), Calls(model.time_embed)
+
+
+def with_diffusers():
+    """A DPM from diffusers, its noise, and the calls of its time embedding."""
+    pytest.importorskip("diffusers")
+    from small_unets import random, unet
+
+    from pdae_lite.interop import from_diffusers
+
+    model = from_diffusers(unet("celebahq"))[0]
+    return model, random("celebahq"), Calls(model.unet.time_embedding)
+
+
+@pytest.mark.parametrize("make", [with_latent, with_diffusers])
+@pytest.mark.parametrize("run", RUNS)
+def test_one_embedding_a_grid_of_other_networks(make, run):
+    model, x, time = make()
+    RUNS[run](model, x)
+    assert len(time.rows) == 1 and time.rows[0] in (6, 7)
+
+
+@pytest.mark.parametrize("make", [with_latent, with_diffusers])
+def test_the_grid_embedding_changes_nothing_in_other_networks(make):
+    model, x, time = make()
+    got = sampling.ddim(model, x, SCHEDULE, 6, clip=False)
+    assert len(time.rows) == 1
+    want = sampling.ddim(lambda x_t, t: model(x_t, t.clone()), x, SCHEDULE, 6, clip=False)  # no sampler's t: embedded in each step
+    assert time.rows[1:] == [len(x)] * 6
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-4)
 
 
 def test_a_clock():

@@ -295,6 +295,33 @@ def test_dpm_solver_equals_diffusers():
     assert (ours - exact).abs().mean() < 0.5 * (ddim - exact).abs().mean()
 
 
+def two_blobs(x, t, width=0.2):
+    """The exact ε for numbers that are ±1, each with a Gaussian error: paths that bend, other than those of one Gaussian."""
+    a, s = (LINEAR.at(k, t, x)[..., None] for k in ("sqrt_alpha_bar", "sqrt_one_minus_alpha_bar"))
+    centres = torch.tensor([-1.0, 1.0], dtype=x.dtype)
+    off, variance = x[..., None] - a * centres, (a * width) ** 2 + s**2
+    return ((-off.square() / (2 * variance)).softmax(-1) * s * off / variance).sum(-1)
+
+
+def test_the_corrected_dpm_solver_is_unipc():
+    from diffusers import UniPCMultistepScheduler
+
+    theirs = UniPCMultistepScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", solver_order=2,
+                                     solver_type="bh2", final_sigmas_type="zero", timestep_spacing="leading")
+    x_T = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for steps in (10, 25):
+        theirs.set_timesteps(steps)
+        x, grid = x_T, theirs.timesteps.tolist()
+        for t in theirs.timesteps:
+            x = theirs.step(two_blobs(x, t.expand(16)), t, x).prev_sample
+        ours, plain = (sampling.dpm_solver(two_blobs, x_T, LINEAR, grid=grid, clip=False, correct=correct) for correct in (True, False))
+        assert (ours - x).abs().max() < 1e-3 < 0.1 * (ours - plain).abs().max()
+    exact = sampling.dpm_solver(two_blobs, x_T, LINEAR, 300, clip=False, grid="quadratic")
+    ours, plain = (sampling.dpm_solver(two_blobs, x_T, LINEAR, 12, clip=False, grid="quadratic", correct=correct)
+                   for correct in (True, False))
+    assert (ours - exact).abs().mean() < 0.7 * (plain - exact).abs().mean()
+
+
 def test_slerp_per_sample_and_at_the_edges():
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(5, 1, 8, 8, generator=g), torch.randn(5, 1, 8, 8, generator=g)
