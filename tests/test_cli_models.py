@@ -287,6 +287,8 @@ def test_probe_and_edit_of_a_shipped_model(tmp_path, monkeypatch):
     images = data.digits("train")
     monkeypatch.setattr("pdae_lite.sources.open_source", lambda *_: data.Images(images.images[::20], images.labels[::20]))
     file = tmp_path / "probe.safetensors"
+    assert run("probe", "--model", "digits", "--data", "digits", "--l2", "10", "--out", file) == 0
+    assert bool((LinearProbe.load(file).l2 == 10).all())
     assert run("probe", "--model", "digits", "--data", "digits", "--out", file) == 0
     facts = json.loads((tmp_path / "probe.json").read_text())
     assert (facts["images"], facts["tested_on"], facts["attributes"]) == (180, 45, [str(i) for i in range(10)])
