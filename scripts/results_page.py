@@ -30,7 +30,6 @@ TITLES = {
     "sampling_peeps": "Quality against cost of solvers and inversions: faces",
     "trials": "Trials: trainings that differ in one choice",
     "training_options": "What each option of training costs and buys, in time",
-    "training_options": "What options of training buy: time of a step",
     "training_efficiency": "Training efficiency: PDAE and Diff-AE on equal images (Section 4.1)",
 }
 COUNTS = ("count", "counts", "samples", "images", "held_out", "faces", "steps")
