@@ -95,3 +95,19 @@ def test_stores_nothing_that_changes_by_itself(path):
         for output in cell.get("outputs", []):
             machine = re.search(r"\bat 0x[0-9a-f]{6,}|/home/|/Users/|/root/|/tmp/|site-packages", text_of(output))
             assert not machine, f"cell {number}: an address or a path of one machine"
+
+
+PARTS = {"goals": r"What you will (learn|do)", "prerequisites": r"\*\*Before you start:\*\*", "minutes": r"\*\*Time:\*\*",
+         "question": r"## The question", "paper beside ours": r"## What the papers? reports?, and what we measure", "quiz": r"## Quiz",
+         "summary": r"## What you learned", "read next": r"(## |\*\*)Read next", "citations": r"\{cite\}"}
+
+
+@notebooks
+def test_has_every_part(path):
+    text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+    assert not [part for part, pattern in PARTS.items() if not re.search(pattern, text)]
+    exercises = re.findall(r"\{exercise\}.*\n:label: ([\w-]+)", text)
+    solutions = re.findall(r"\{solution-start\} ([\w-]+)", text)
+    assert 2 <= len(exercises) <= 4 and sorted(exercises) == sorted(solutions)
+    after_quiz = text[text.index("## Quiz"):]
+    assert len(re.findall(r"\{dropdown\}|:class: dropdown", after_quiz)) >= 2  # explained answers
