@@ -122,7 +122,8 @@ def main() -> int:
         hits, done = {k: hits.get(k, "") + v for k, v in more.items()}, done + count
         seconds += time.process_time() - start
         accuracy = {k: round(v.count("1") / done, 4) for k, v in hits.items()}
-        text = json.dumps(o | {"samples": done, "cpu_seconds": round(seconds), "accuracy": accuracy, "hits": hits}, indent=1)
+        made = {"command": f"python scripts/critical_stage.py --scale {args.scale:g} --samples {done}", "date": time.strftime("%Y-%m-%d")}
+        text = json.dumps(o | made | {"samples": done, "cpu_seconds": round(seconds), "accuracy": accuracy, "hits": hits}, indent=1)
         write_text(args.out, text + "\n")
         print(f"{done} samples, {seconds:.0f} s", flush=True)
     return 0
