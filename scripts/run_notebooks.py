@@ -84,6 +84,8 @@ def note_time(name: str, seconds: float) -> None:
     """Store how long a notebook took on this machine, start of the kernel included."""
     import torch
 
+    from pdae_lite.checkpoint import write_text
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = int(os.environ.get("OMP_NUM_THREADS") or cores)
     machine = {"cpu": processor(), "cores": min(cores, threads), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -94,9 +96,7 @@ def note_time(name: str, seconds: float) -> None:
     if before and all(before.get(k) == v for k, v in machine.items()) and 0.75 < seconds / before["seconds"] < 1.33:
         return
     times[name] = {"seconds": round(seconds), "date": time.strftime("%Y-%m-%d"), **machine}
-    temporary = TIMINGS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(dict(sorted(times.items())), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, TIMINGS)
+    write_text(TIMINGS, json.dumps(dict(sorted(times.items())), indent=1) + "\n")
 
 
 def processor() -> str:

@@ -3,8 +3,9 @@
     python scripts/timings_page.py            # a test tells when it has to be run again
 """
 import json
-import os
 from pathlib import Path
+
+from pdae_lite.checkpoint import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "book" / "timings.md"
@@ -43,9 +44,7 @@ def page() -> str:
 
 
 def write() -> None:
-    temporary = TARGET.with_suffix(".tmp")
-    temporary.write_text(page(), encoding="utf-8")
-    os.replace(temporary, TARGET)
+    write_text(TARGET, page())
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from pdae_lite import data, losses
 from pdae_lite.attributes import LinearProbe, encode_all
 from pdae_lite.checkpoint import tensors_digest, write_text
 from pdae_lite.diagnostics import trained_denoiser
-from pdae_lite.encoder import LabelEncoder, UNetEncoder
+from pdae_lite.encoder import UNetEncoder
 from pdae_lite.model import PDAE
 from pdae_lite.presets import DIGITS, Preset
 from pdae_lite.training import TrainConfig, default_loss, train
@@ -70,14 +70,9 @@ class Components(nn.Module):
         self.z_dim = z_dim
         self.register_buffer("mean", flat.mean(0))
         self.register_buffer("basis", basis / ((flat - self.mean) @ basis).std(0))
-        self.register_buffer("back", basis * ((flat - self.mean) @ basis).std(0))
 
     def forward(self, x_0: Tensor) -> Tensor:
         return (x_0.flatten(1) - self.mean) @ self.basis
-
-    def rebuild(self, z: Tensor) -> Tensor:
-        """The images [N, D] that these codes stand for."""
-        return self.mean + z @ self.back.T
 
 
 class PlainAutoencoder(nn.Module):
@@ -154,17 +149,17 @@ def all_trials() -> list[Trial]:
     """Every trial."""
     small = replace(DIGITS, unet=replace(DIGITS.unet, base_channels=32))
     told = replace(small, unet=replace(small.unet, num_classes=10))
-    yields = [Trial("scratch", w, lambda c: pdae(), {"weight": w}, 2 if w == "v" else 1) for w in ("simple", "pdae", "v")]
-    yields += [Trial("scratch", f"{w}, raw", lambda c: pdae(raw=True), {"weight": w, "grad_clip": 1e9}) for w in ("simple", "pdae", "v")]
-    yields += [Trial("weighting", w, lambda c: pdae(), {"weight": w, "grad_clip": 1e9}, 3, go_on=True) for w in WEIGHTS]
-    yields += [Trial("conditional", name, lambda c, p=p: p.dpm(), {}, 3) for name, p in (("class", told), ("no class", small))]
-    yields += [Trial("design", "fresh trunk", lambda c: pdae(estimator=FreshTrunk(DIGITS.unet, DIGITS.encoder.z_dim)), {}, 2),
+    found = [Trial("scratch", w, lambda c: pdae(), {"weight": w}, 2 if w == "v" else 1) for w in ("simple", "pdae", "v")]
+    found += [Trial("scratch", f"{w}, raw", lambda c: pdae(raw=True), {"weight": w, "grad_clip": 1e9}) for w in ("simple", "pdae", "v")]
+    found += [Trial("weighting", w, lambda c: pdae(), {"weight": w, "grad_clip": 1e9}, 3, go_on=True) for w in WEIGHTS]
+    found += [Trial("conditional", name, lambda c, p=p: p.dpm(), {}, 3) for name, p in (("class", told), ("no class", small))]
+    found += [Trial("design", "fresh trunk", lambda c: pdae(estimator=FreshTrunk(DIGITS.unet, DIGITS.encoder.z_dim)), {}, 2),
                Trial("design", "half a U-Net", lambda c: pdae(encoder=UNetEncoder.beside(DIGITS.unet, DIGITS.encoder.z_dim)), {}, 2)]
-    yields += [Trial("rate", f"learned {z}", lambda c, z=z: pdae(with_z(z)), {}) for z in (8, 128)]
+    found += [Trial("rate", f"learned {z}", lambda c, z=z: pdae(with_z(z)), {}) for z in (8, 128)]
     for z in (8, 32, 128):
-        yields += [Trial("rate", f"components {z}", lambda c, z=z: pdae(encoder=frozen(Components(images("train"), z))), {}),
+        found += [Trial("rate", f"components {z}", lambda c, z=z: pdae(encoder=frozen(Components(images("train"), z))), {}),
                    Trial("rate", f"plain {z}", lambda c, z=z: pdae(encoder=plain_encoder(z, c)), {})]
-    return yields
+    return found
 
 
 @cache
@@ -219,12 +214,10 @@ def measure(model: nn.Module) -> dict:
     out = {"error": error.tolist(), "fill": filled.tolist(), "fill_300_600": float(filled[MIDDLE].mean()),
            "fill_100_900": float(filled[WIDE].mean()), "nats": losses.nats(error, dpm_error(), schedule, TS, x[0].numel()),
            "guess_mse": guess_mse(model, x)}
-    if not isinstance(model.encoder, LabelEncoder):
-        codes = [encode_all(model, images(split)) for split in ("train", "test")]
-        labels = [data.digits(split).labels for split in ("train", "test")]
-        probe = LinearProbe.fit(codes[0], labels[0], [str(i) for i in range(10)], l2=1e-3)
-        out["probe_accuracy"] = float(probe.accuracy(codes[1], labels[1]))
-    return out
+    codes = [encode_all(model, images(split)) for split in ("train", "test")]
+    labels = [data.digits(split).labels for split in ("train", "test")]
+    probe = LinearProbe.fit(codes[0], labels[0], [str(i) for i in range(10)], l2=1e-3)
+    return out | {"probe_accuracy": float(probe.accuracy(codes[1], labels[1]))}
 
 
 def guess_mse(model: PDAE, x: Tensor, t: int = 900) -> float:
@@ -250,21 +243,9 @@ def run(trial: Trial, seed: int, config: TrainConfig) -> dict:
     watch, clock = Watch(model, config, DIGITS.schedule()), time.process_time()
     train(model, data.digits(), config, schedule=DIGITS.schedule(), loss=watch, progress=False)
     extra = {"start": start} if start else {}
-    if isinstance(getattr(model, "encoder", None), Components):
-        x = images("test")[:HELD_OUT]
-        extra["components_mse"] = float(((model.encoder.rebuild(model.encoder(x)).clamp(-1, 1) - x.flatten(1)) / 2).square().mean())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"group": trial.group, "name": trial.name, "seed": seed, "config": {k: v for k, v in trial.change.items()},
+    return {"group": trial.group, "name": trial.name, "seed": seed, "config": trial.change,
             "parameters_trained": trained, **measure(model), **extra, **watch.record(), "cpu_seconds": round(time.process_time() - clock)}
-
-
-def linear(config_ts: list[int] = TS) -> dict:
-    """What a linear code fills of its own Gaussian's gap, by width; and how far off its reconstructions are."""
-    out = {}
-    for z in (4, 8, 16, 32, 64, 128):
-        reference = losses.LinearGaussian(images("train"), z)
-        out[str(z)] = reference.fill(DIGITS.schedule(), config_ts).tolist()
-    return out
 
 
 def main() -> None:
@@ -276,7 +257,7 @@ def main() -> None:
     args = parser.parse_args()
     config = replace(CONFIG, steps=args.steps)
     out = {"command": "python scripts/trials.py", "config": asdict(config), "t": TS, "held_out": HELD_OUT,
-           "sha256_of_dpm": tensors_digest(dict(dpm().state_dict())), "dpm_error": dpm_error().tolist(), "linear_fill": linear(),
+           "sha256_of_dpm": tensors_digest(dict(dpm().state_dict())), "dpm_error": dpm_error().tolist(),
            "torch": torch.__version__, "python": platform.python_version(), "device": "cpu", "runs": []}
     if args.out.is_file():
         before = json.loads(args.out.read_text(encoding="utf-8"))
