@@ -149,7 +149,7 @@ def all_trials() -> list[Trial]:
     """Every trial."""
     small = replace(DIGITS, unet=replace(DIGITS.unet, base_channels=32))
     told = replace(small, unet=replace(small.unet, num_classes=10))
-    found = [Trial("scratch", w, lambda c: pdae(), {"weight": w}, 2 if w == "v" else 1) for w in ("simple", "pdae", "v")]
+    found = [Trial("scratch", w, lambda c: pdae(), {"weight": w}, 2 if w == "v" else 1) for w in ("simple", "vlb", "pdae", "v")]
     found += [Trial("scratch", f"{w}, raw", lambda c: pdae(raw=True), {"weight": w, "grad_clip": 1e9}) for w in ("simple", "pdae", "v")]
     found += [Trial("weighting", w, lambda c: pdae(), {"weight": w, "grad_clip": 1e9}, 3, go_on=True) for w in WEIGHTS]
     found += [Trial("conditional", name, lambda c, p=p: p.dpm(), {}, 3) for name, p in (("class", told), ("no class", small))]
