@@ -90,12 +90,12 @@ results: $(READY)
 	$(BIN)/python scripts/training_efficiency.py --images 25600
 	$(BIN)/python scripts/critical_stage.py
 	$(BIN)/python scripts/counterfactuals.py --count 24 --bf16
-	$(BIN)/python scripts/truncation.py --count 400 --guided 400 --checked 100
-	$(BIN)/pdae evaluate --table 1 --model digits --count 16 --batch-size 8 --json $(MEASURED)/table_1_digits.json
-	$(BIN)/pdae evaluate --table 1 --model peeps --count 16 --batch-size 8 --json $(MEASURED)/table_1_peeps.json
-	$(BIN)/pdae evaluate --table 2 --model peeps --steps 2,5,10,20,50,100 --dtype bf16 --samples 250 --json $(MEASURED)/table_2_peeps.json
-	$(BIN)/python scripts/few_shot_pool.py
-	$(BIN)/python scripts/few_shot.py --images 300
+	$(BIN)/python scripts/truncation.py --count 2000 --guided 2000
+	$(BIN)/pdae evaluate --table 1 --model digits --count 100 --batch-size 20 --json $(MEASURED)/table_1_digits.json
+	$(BIN)/pdae evaluate --table 1 --model peeps --count 100 --batch-size 20 --json $(MEASURED)/table_1_peeps.json
+	$(BIN)/pdae evaluate --table 2 --model peeps --steps 2,5,10,20,50,100 --dtype bf16 --samples 1000 --json $(MEASURED)/table_2_peeps.json
+	$(BIN)/pdae evaluate --table 2 --model digits --steps 2,5,10,20,50,100 --dtype bf16 --samples 1000 --json $(MEASURED)/table_2_digits.json
+	$(BIN)/pdae evaluate --table 3 --model peeps --dtype bf16 --json $(MEASURED)/few_shot.json
 	$(BIN)/python benchmarks/sampling.py --data digits --more
 	$(BIN)/python benchmarks/sampling.py --data peeps --more
 	$(BIN)/python benchmarks/options.py

@@ -40,14 +40,15 @@ def add_evaluate(commands) -> None:
     evaluate.add_argument("--quick", action="store_true", help="try the command, with few images and steps: its numbers mean nothing")
     tables = evaluate.add_argument_group("the paper's tables")
     tables.add_argument("--table", type=int, choices=(1, 2, 3), help="only this one (default with --protocol paper: 1 and 2)")
-    tables.add_argument("--samples", type=int, metavar="N", help="samples for Table 2 (default: 1000; with --protocol paper 50000)")
+    tables.add_argument("--samples", type=int, metavar="N",
+                        help="samples for Table 2, and codes in each pool of Table 3 (default: 1000, 10000; with --protocol paper 50000)")
     tables.add_argument("--lpips", action="store_true",
                         help="measure LPIPS in Table 1; fetches AlexNet (233 MB) unless it is in torch's cache. Otherwise there is a "
                              "distance in the features of a small network that ships, which is no LPIPS")
-    tables.add_argument("--latent", metavar="FILE", help="the latent DPM of --model FILE, for Table 2 in small")
+    tables.add_argument("--latent", metavar="FILE", help="the latent DPM of --model FILE, for Tables 2 and 3 in small")
     tables.add_argument("--dtype", choices=("float32", "bf16"), default="float32",
-                        help="precision of the networks for Table 2 in small; bf16 is checked against float32 on 100 samples (default: "
-                             "%(default)s)")
+                        help="precision of the networks for Tables 2 and 3 in small; bf16 is checked against float32 on 100 samples "
+                             "(default: %(default)s)")
     paper = evaluate.add_argument_group("the paper's own protocol")
     paper.add_argument("--protocol", choices=("paper",), help="the paper's grid of t, clamps, steps and metrics")
     paper.add_argument("--released", metavar="DIR", help="folder with the authors' files; see below")

@@ -4,32 +4,28 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .progress import progress_bar
 from .settings import UsageError
 
-COUNT, SAMPLES, BLOCK = 50, 1000, 250  # images of Table 1, samples of Table 2, and samples between two records of it
+COUNT, SAMPLES, POOL = 50, 1000, 10_000  # images of Table 1, samples of Table 2, size of the pools of Table 3
+BLOCK = 250  # samples between two records of Table 2
 FIRST = 4  # images of Table 1 whose errors are stored, to be computed again
 TABLE_1 = "held-out images rebuilt in T steps by the library's defaults; the inferred x_T in T more; first: MSE of the first images"
 TABLE_2 = ("samples i of all methods from x_T = keyed.normal(seed, 0, i), z_T = keyed.normal(seed, 1, i); PDAE with the plain DPM where "
            "t < off_last * 1000; DDIM; cost in GFLOP of an image; first: mean features of the first samples; differences are paired")
+TABLE_3 = "few-shot conditional generation; lists are over draws of labels; 'half' is half of a 95 % interval; n: images accepted"
 
 
 def small_table(args, device, made: dict, write: Callable[[dict], None]) -> dict:
     """The record of a table. What is complete in the file of --json isn't measured again; `write(record)` writes it there."""
     from .small_tables import Subject
 
-    if args.table == 3:
-        return _table_3(args)
+    measure, show = {1: (_table_1, _print_1), 2: (_table_2, _print_2), 3: (_table_3, _print_3)}[args.table]
     s = Subject.open(args.model, args.latent, args.data, device)
     settings = {"table": args.table, "model": args.model, "data": s.data, "sha256_of_weights": s.digests(), "seed": args.seed,
-                "steps": _steps(args), "dtype": args.dtype}
-    if args.table == 1:
-        settings |= {"images": args.count or COUNT, "lpips": args.lpips}
-    before = _before(args.json, settings)
-    if before is not None and before.get("samples", settings.get("images")) >= (args.samples or SAMPLES if args.table == 2 else 0):
-        record = before
-    else:
-        record = (_table_1 if args.table == 1 else _table_2)(args, s, device, settings, made, write)
-    (_print_1 if args.table == 1 else _print_2)(record)
+                "dtype": args.dtype}
+    record = measure(args, s, settings, made, write)
+    show(record)
     return record
 
 
@@ -59,13 +55,16 @@ def _partial(args, settings: dict):
 # ---- Table 1 --------------------------------------------------------------------------------------------------------------
 
 
-def _table_1(args, s, device, settings: dict, made: dict, write) -> dict:
+def _table_1(args, s, settings: dict, made: dict, write) -> dict:
     from . import paper, small_tables
     from .better_samples import numbers
     from .evaluation import lpips_distance
 
     if args.dtype != "float32":
-        raise UsageError(f"--dtype {args.dtype}: lower precision adds to the errors of Table 1; it is for Table 2")
+        raise UsageError(f"--dtype {args.dtype}: lower precision adds to the errors of Table 1; it is for Tables 2 and 3")
+    settings |= {"steps": _steps(args), "images": args.count or COUNT, "lpips": args.lpips}
+    if (before := _before(args.json, settings)) is not None:
+        return before
     distance = lpips_distance() if args.lpips else small_tables.shape_distance(s.net)
     tables, start = {}, time.process_time()
     for steps in settings["steps"]:
@@ -102,15 +101,18 @@ def _print_1(record: dict) -> None:
 # ---- Table 2 --------------------------------------------------------------------------------------------------------------
 
 
-def _table_2(args, s, device, settings: dict, made: dict, write) -> dict:
+def _table_2(args, s, settings: dict, made: dict, write) -> dict:
     import torch
 
     from . import better_samples as b
     from . import metrics, paper
-    from .progress import progress_bar
 
     if s.latent is None and s.diffae_latent is None:
         raise UsageError(f"Table 2 wants a latent DPM for {args.model}; add --latent FILE, made by `pdae latent`")
+    settings |= {"steps": _steps(args)}
+    before = _before(args.json, settings)
+    if before is not None and before["samples"] >= (args.samples or SAMPLES):
+        return before
     exact, (wanted, equal) = s, b.cells(s, settings["steps"])
     s = b.fast(s, torch.bfloat16 if args.dtype == "bf16" else None)
     names, real, count = [cell.name for cell in wanted], metrics.reference(s.data), args.samples or SAMPLES
@@ -175,36 +177,39 @@ def _interval(e: dict) -> str:
 
 # ---- Table 3 --------------------------------------------------------------------------------------------------------------
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 ROWS_3 = {"pdae, binary": "PDAE, 50 + 50 labels", "diffae, binary": "Diff-AE, 50 + 50 labels", "labelled, 50": "naive: 50 labelled images",
           "pdae, PU": "PDAE, 100 positives", "diffae, PU": "Diff-AE, 100 positives", "labelled, 100": "naive: 100 labelled images"}
 
 
-def table_3_commands(args) -> list[list[str]]:
-    """The two programs that measure Table 3; both go on where they were stopped."""
-    if args.model != "peeps":
-        raise UsageError(f"--table 3 --model {args.model}: the small Table 3 is of the models of peeps, whose images have attributes")
-    if not (SCRIPTS / "few_shot.py").is_file():
-        raise UsageError("--table 3 runs scripts/few_shot.py of the repository, which isn't beside this installation; clone it")
-    given = [name for name in ("quick", "steps", "seed", "data", "latent", "lpips") if getattr(args, name)]
+def _table_3(args, s, settings: dict, made: dict, write) -> dict:
+    import torch
+
+    from . import few_shot_table as f
+
+    given = [name for name in ("steps", "count", "lpips") if getattr(args, name)]
     if given:
-        raise UsageError(f"--{given[0]} isn't for --table 3; want --samples, the size of the pools, and --json")
-    size = ["--count", str(args.samples)] if args.samples else []
-    pool, table = (["--out", f"{args.json}.pools"], ["--pools", f"{args.json}.pools", "--out", args.json]) if args.json else ([], [])
-    return [[str(SCRIPTS / name), *size, *more] for name, more in (("few_shot_pool.py", pool), ("few_shot.py", table))]
-
-
-def _table_3(args) -> dict:
-    import subprocess
-    import sys
-
-    from .data import ASSETS
-
-    for command in table_3_commands(args):
-        if subprocess.run([sys.executable, *command]).returncode:
-            raise UsageError(f"{Path(command[0]).name} didn't finish; its message is above")
-    record = json.loads(Path(args.json or ASSETS / "few_shot.json").read_text(encoding="utf-8"))
-    _print_3(record)
+        raise UsageError(f"--{given[0]} isn't for --table 3; want --samples, the size of the pools")
+    kinds, attributes = f.generators(s), f.ATTRIBUTES[:1] if args.quick else f.ATTRIBUTES
+    pool, draws = args.samples or (f.BLOCK if args.quick else POOL), 2 if args.quick else f.DRAWS
+    if pool < f.BLOCK:
+        raise UsageError(f"--samples {pool}; Table 3 wants pools of at least {f.BLOCK}")
+    partial = _partial(args, settings)
+    settings |= {"pool": pool, "draws": draws}
+    record = _before(args.json, settings)
+    if record is not None and all(name in record["attributes"] for name in attributes):
+        return record
+    f.fill(s, pool, partial, args.seed, torch.bfloat16 if args.dtype == "bf16" else None, progress=True)
+    bench = f.Bench(s, partial, pool)
+    if record is None:
+        decoded = f"DPM-Solver++, {f.STEPS} evaluations, {args.dtype}; slow: DDIM, {f.SLOW} evaluations, float32"
+        record = made | {"what": TABLE_3} | settings | {
+            "images": f.FOR_FID, "space": bench.space, "labels": f.LABELS, "unlabelled": f.UNLABELLED, "decoded": decoded,
+            "check": f.checks(bench), "held_out": f.on_real_codes(bench, draws), "kinds": list(kinds), "attributes": {}}
+    for name in progress_bar(attributes, show=True, desc="attributes"):
+        if name not in record["attributes"]:
+            record["attributes"][name] = f.measure(bench, name, draws)
+            write(record)
+    partial.done()
     return record
 
 
@@ -214,7 +219,8 @@ def _print_3(record: dict) -> None:
     print(f"\nTable 3 in small: FID's formula / KID in {record['space']}, means over {record['draws']} draws of labels; lower is better")
     classes = [(name, value) for name in record["attributes"] for value in ("1", "0")]
     lines = []
-    for row, text in ROWS_3.items():
+    rows = {row: text for row, text in ROWS_3.items() if row.split(",")[0] in ("labelled", *record["kinds"])}
+    for row, text in rows.items():
         cells = []
         for name, value in classes:
             draws = record["attributes"][name]["classes"][value][row]

@@ -1,8 +1,6 @@
 """Few-shot generation: classifiers that recover known probabilities, rejection that gives the right distribution, the stored record."""
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +8,8 @@ from refusals import refuses
 
 import pdae_lite
 from pdae_lite import data, features, few_shot
+from pdae_lite import few_shot_table as table
 from pdae_lite.checkpoint import tensors_digest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-import few_shot as script  # noqa: E402
-import few_shot_pool  # noqa: E402
 
 SHARE, APART = 0.3, 2.0
 
@@ -131,34 +126,35 @@ def record():
 
 
 def test_the_record_is_whole(record):
-    assert set(record["attributes"]) == set(script.ATTRIBUTES)
-    assert record["pool"] % few_shot_pool.BLOCK == 0 and record["pool"] >= 1000 and record["draws"] >= 3
+    assert set(record["attributes"]) == set(table.ATTRIBUTES) and record["kinds"] == ["pdae", "diffae"]
+    assert record["pool"] % table.BLOCK == 0 and record["pool"] >= 1000 and record["draws"] >= 3
     for kind, digest in record["sha256_of_weights"].items():
-        assert digest == tensors_digest(dict(pdae_lite.load("peeps", kind).state_dict())), f"{kind}: made with other weights"
+        model = pdae_lite.load("peeps", "features" if kind == "net" else kind)
+        assert digest == tensors_digest(dict(model.state_dict())), f"{kind}: made with other weights"
     for found in record["attributes"].values():
         for value, rows in found["classes"].items():
-            for kind in script.KINDS:
+            for kind in record["kinds"]:
                 for scenario in ("binary", "PU"):
                     draws = rows[f"{kind}, {scenario}"]
                     assert len(draws) == record["draws"]
                     assert all(abs(d["n"] - d["rate"] * record["pool"]) < 1 for d in draws)
                     assert all(0 <= d["seen"] <= 1 and d["kid_half"] > 0 for d in draws if d["n"] >= 20)
             assert abs(rows["real, of the class"]["kid"]) < 0.05 < rows["real, of the class"]["seen"]
-        for kind in script.KINDS:
-            assert list(found["counts"][kind]) == [str(n) for n in script.COUNTS]
+        for kind in record["kinds"]:
+            assert list(found["counts"][kind]) == [str(n) for n in table.COUNTS]
             rates = [sum(d["rate"] for d in draws) for draws in found["thresholds"][kind].values()]
             assert rates == sorted(rates, reverse=True)  # a higher threshold accepts no more
             assert found["thresholds"][kind]["0.5"] == found["rules"][kind]["threshold"]
 
 
-@pytest.mark.parametrize("kind", script.KINDS)
-def test_a_slice_comes_out_again(record, kind):
+@pytest.mark.parametrize(("kind", "latent"), [("pdae", "latent"), ("diffae", "diffae_latent")])
+def test_a_slice_comes_out_again(record, kind, latent):
     """The first block of the pool is drawn anew: which codes a classifier from 100 labels accepts, and features of four images."""
-    model, latent = pdae_lite.load("peeps", kind), pdae_lite.load("peeps", few_shot_pool.KINDS[kind])
+    model, latent = pdae_lite.load("peeps", kind), pdae_lite.load("peeps", latent)
     train, stored = data.peeps("train", 32), record["check"][kind]
-    z, x_T = few_shot_pool.drawn(latent, model, 0, record["seeds"]["pool"])
+    z, x_T = table.drawn(latent, model, 0, record["seed"])
     with torch.no_grad():
-        shown = [model.encode(train.floats(where[:50])).half().float() for where in script.labelled(train.column("mask"), 0)]
+        shown = [model.encode(train.floats(where[:50])).half().float() for where in table.labelled(train.column("mask"), 0)]
     accepted = int((few_shot.fit_binary(*shown).probability(z) > 0.5).sum())
     assert abs(accepted - stored["first_block_accepted"]) <= 3
     images = model.decode(z[:4], x_T[:4], steps=10, sampler="dpm_solver").clamp(-1, 1)

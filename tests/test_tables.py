@@ -1,13 +1,11 @@
 """The paper's tables in small: paired differences, cells and what they cost, stopped and resumed, `pdae evaluate --table`."""
 import json
-import subprocess
-from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, cli, cli_tables, data, keyed, metrics, small_tables
+from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, cli, data, few_shot_table, keyed, metrics, small_tables
 from pdae_lite import better_samples as better
 from pdae_lite.better_samples import Cell
 from pdae_lite.encoder import EncoderConfig
@@ -224,8 +222,9 @@ def test_table_2_of_files(files, tmp_path, capsys, monkeypatch):
     (["--table", "2", "--model", "digits", "--latent", "x"], "has its own latent DPMs"),
     (["--model", "digits", "--samples", "30"], "--samples is for --table; add that"),
     (["--model", "digits", "--dtype", "bf16"], "--dtype is for --table; add that"),
-    (["--table", "3", "--model", "digits"], "the small Table 3 is of the models of peeps"),
-    (["--table", "3", "--model", "peeps", "--quick"], "--quick isn't for --table 3"),
+    (["--table", "3", "--model", "digits"], "the small Table 3 is of peeps at 32×32"),
+    (["--table", "3", "--model", "peeps", "--steps", "5"], "--steps isn't for --table 3"),
+    (["--table", "3", "--model", "peeps", "--samples", "100"], "Table 3 wants pools of at least 250"),
     (["--table", "1"], "--model is missing"),
     (["--protocol", "paper", "--table", "3", "--released", "x", "--data", "y"], "--protocol paper has Tables 1 and 2"),
 ])
@@ -235,24 +234,33 @@ def test_a_mistake_gives_one_line(argv, says, files, capsys):
     assert says in error and error.count("\n") == 1
 
 
-def test_table_3_runs_its_scripts(tmp_path, monkeypatch, capsys):
-    ran = []
-    draws = [{"fid": 1.0, "kid": 0.1}, {"fid": 2.0, "kid": 0.3}]
-    rows = dict.fromkeys(cli_tables.ROWS_3, draws) | {"labelled, 50": [{"n": 5}]}
-    record = {"space": "peeps class features", "draws": 2, "attributes": {"mask": {"classes": {"1": rows, "0": rows}}}}
-
-    def fake(command):
-        ran.append(command[1:])
-        (tmp_path / "t.json").write_text(json.dumps(record))
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(subprocess, "run", fake)
-    assert run("--table", 3, "--model", "peeps", "--samples", 500, "--json", tmp_path / "t.json") == 0
-    pools = f"{tmp_path / 't.json'}.pools"
-    assert [c[1:] for c in ran] == [["--count", "500", "--out", pools],
-                                    ["--count", "500", "--pools", pools, "--out", str(tmp_path / "t.json")]]
+def test_table_3_of_files(tmp_path, capsys, monkeypatch):
+    torch.manual_seed(0)
+    measure = few_shot_table.measure
+    pdae = PDAE(UNet(UNetConfig(32, 3, 8, (1, 2), 1, ())), SemanticEncoder(EncoderConfig(32, 3, (8, 8), None, z_dim=4)),
+                NoiseSchedule.linear())
+    pdae.save(tmp_path / "pdae.safetensors", data="peeps")
+    small_latent().save(tmp_path / "latent.safetensors")
+    arguments = ["--table", 3, "--model", tmp_path / "pdae.safetensors", "--latent", tmp_path / "latent.safetensors", "--quick",
+                 "--json", tmp_path / "t.json"]
+    monkeypatch.setattr(few_shot_table, "COUNTS", (10, 100))
+    monkeypatch.setattr(few_shot_table, "THRESHOLDS", (0.5,))
+    monkeypatch.setattr(few_shot_table, "SLOW", 3)
+    monkeypatch.setattr(few_shot_table, "measure", interrupt := Mock(side_effect=KeyboardInterrupt))
+    assert run(*arguments) == 130 and interrupt.called and (tmp_path / "t.json.part").is_file()
+    monkeypatch.setattr(few_shot_table, "measure", measure)
+    monkeypatch.setattr(few_shot_table, "drawn", None)  # the pool is there
+    assert run(*arguments) == 0
     out = capsys.readouterr().out
-    assert "1.5 / 0.2" in out and "no mask" in out and "naive: 50 labelled images" in out
-    for script, *arguments in ran:  # the scripts take what they are given
-        text = Path(script).read_text(encoding="utf-8")
-        assert all(f'"{a}"' in text for a in arguments if a.startswith("--"))
+    record = json.loads((tmp_path / "t.json").read_text())
+    assert record["kinds"] == ["pdae"] and list(record["attributes"]) == ["mask"] and record["pool"] == 250 and record["draws"] == 2
+    rows = record["attributes"]["mask"]["classes"]["1"]
+    assert rows["pdae, unselected"]["n"] == 250 and len(rows["pdae, binary"]) == 2
+    assert all(row["n"] == round(250 * row["rate"]) for row in rows["pdae, binary"])
+    assert rows["real, of the class"]["kid"] < rows["pdae, unselected"]["kid"]  # an untrained model draws no faces
+    assert record["decoded"].startswith("DPM-Solver++, 10 evaluations, float32") and record["check"]["pdae"]["images"] == 100
+    kid = sum(row["kid"] for row in rows["labelled, 50"]) / 2
+    assert f"/ {kid:.3g}" in next(line for line in out.splitlines() if line.startswith("naive: 50"))
+    assert "PDAE, 100 positives" in out and "Diff-AE" not in out and not (tmp_path / "t.json.part").exists()
+    monkeypatch.setattr(few_shot_table, "fill", None)
+    assert run(*arguments) == 0 and capsys.readouterr().out.endswith(out[-200:])  # complete
