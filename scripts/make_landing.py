@@ -3,8 +3,10 @@
     python scripts/make_landing.py
 
 Nobody chose the faces: they are the first four of the test set that lack the attribute and have a true counterfactual. Every
-frame is one scale of the edit (Fig. 8 of the paper), decoded from the noise that was inferred with the unedited code.
+frame is one scale of the edit (Fig. 8 of the paper), along the difference of means of chapter 10, decoded from the noise that was
+inferred with the unedited code.
 """
+import functools
 import sys
 from pathlib import Path
 
@@ -19,18 +21,26 @@ from pdae_lite.checkpoint import write_text  # noqa: E402
 
 TARGET = ROOT / "book" / "_landing.html"
 EDITS = {"sunglasses": "sunglasses", "mask": "face mask"}  # attribute → what the slider is called
-SCALES = tuple(round(s / 10, 1) for s in range(-2, 8))
-FACES, STEPS = 4, 30
+SCALES = (-0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+FACES, STEPS, CODES = 4, 30, 4000
+
+
+@functools.cache
+def means() -> attributes.LinearProbe:
+    """A probe whose weights point from the mean code without an attribute to that with it: so does a strong penalty."""
+    train = data.peeps("train", size=32)
+    codes = attributes.encode_all(pdae_lite.load("peeps"), train.images[:CODES])
+    return attributes.LinearProbe.fit(codes, train.labels[:CODES], train.attributes, l2=10.0)
 
 
 @torch.no_grad()
 def frames(edit: str, scales=SCALES) -> torch.Tensor:
     """[scales, FACES, 3, 32, 32] in [−1, 1]: the faces with the attribute moved by each scale."""
-    pdae, probe = pdae_lite.load("peeps"), pdae_lite.load("peeps", "probe")
+    pdae = pdae_lite.load("peeps")
     faces = data.to_float(data.peeps_counterfactuals(edit, size=32)[0][:FACES])
     z = pdae.encode(faces)
     x_T = pdae.invert(faces, z, steps=STEPS)
-    return torch.stack([pdae.decode(attributes.edit(z, probe, edit, s), x_T, steps=STEPS) for s in scales])
+    return torch.stack([pdae.decode(attributes.edit(z, means(), edit, s), x_T, steps=STEPS) for s in scales])
 
 
 def page() -> str:
