@@ -22,14 +22,12 @@ RUNS = {(r["group"], r["name"], r["seed"]): r for r in STORED["runs"]}
 OPTIONS = json.loads((ASSETS / "training_options.json").read_text(encoding="utf-8"))
 
 
-def test_the_weightings_are_whole():
-    """Every weight for each seed that is there, and their measures belong to their errors."""
+def test_the_trials_are_whole():
+    """Every trial for each of its seeds, and the measures of every weight belong to its errors."""
     steps = STORED["config"]["steps"]
     seeds = {seed for group, _, seed in RUNS if group == "weighting"}
-    assert 0 in seeds
-    wanted = {("weighting", t.name, seed) for t in trials.all_trials() for seed in seeds if t.group == "weighting"}
-    wanted |= {("scratch", t.name, 0) for t in trials.all_trials() if t.group == "scratch"}
-    assert wanted <= set(RUNS)
+    assert {(t.group, t.name, seed) for t in trials.all_trials() for seed in range(t.seeds)} <= set(RUNS)
+    wanted = {key for key in RUNS if key[0] in ("weighting", "scratch")}
     for key in wanted:
         r, lengths = RUNS[key], steps // 2 if key[0] == "weighting" else steps
         assert len(r["loss"]) == len(r["gradient_norm"]) == lengths, key
