@@ -17,7 +17,7 @@ SOURCE = '''# On Colab this installs the library; anywhere else it does nothing.
 import sys
 
 if "google.colab" in sys.modules:
-    %pip install -q "pdae_lite[book,diffusers] @ git+{url}@{branch}"'''
+    %pip install -q "pdae_lite[diffusers] @ git+{url}@{branch}"'''
 
 
 def renewed(notebook, url: str, branch: str = "main"):
