@@ -73,7 +73,7 @@ weights: $(READY)
 	$(call model,digits,classifier,train --method classifier --set unet.base_channels=32 --set train.steps=1200 --set train.lr=2e-3 --set train.warmup=100 --set train.decay=0.8 --set train.weight_decay=0.01)
 	$(call ship,digits,classifier)
 	$(BIN)/python scripts/evaluate_classifier.py
-	$(call model,digits,class,train --labels --dpm digits --set train.steps=500)
+	$(call model,digits,class,train --labels --dpm digits --set train.steps=2000)
 	$(call ship,digits,class) --shipped-dpm digits --int8
 	$(call drawn,digits,class)
 	$(call model,digits,cond_dpm,pretrain --labels --set unet.base_channels=32 --set train.steps=700)
@@ -90,7 +90,11 @@ results: $(READY)
 	$(BIN)/python scripts/training_efficiency.py --images 25600
 	$(BIN)/python scripts/critical_stage.py
 	$(BIN)/python scripts/counterfactuals.py --count 24 --bf16
-	$(BIN)/python scripts/truncation.py --count 2000 --guided 2000
+	$(BIN)/python scripts/truncation.py
+	$(BIN)/pdae train --labels --dpm digits --data digits --preset digits --set train.steps=500 --out $(RUNS)/digits-class-500
+	$(BIN)/python scripts/truncation.py --file $(RUNS)/digits-class-500/model.safetensors --count 1000 --guided 0 --checked 0 \
+		--work $(RUNS)/truncation_short --out $(MEASURED)/truncation_short.json
+	$(BIN)/python scripts/pixel_probe.py
 	$(BIN)/pdae evaluate --table 1 --model digits --count 100 --batch-size 20 --json $(MEASURED)/table_1_digits.json
 	$(BIN)/pdae evaluate --table 1 --model peeps --count 100 --batch-size 20 --json $(MEASURED)/table_1_peeps.json
 	$(BIN)/pdae evaluate --table 2 --model peeps --steps 2,5,10,20,50,100 --dtype bf16 --samples 1000 --json $(MEASURED)/table_2_peeps.json

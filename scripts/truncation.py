@@ -1,6 +1,7 @@
 """The truncation-like effect (Fig. 9): digits drawn with the shift of a class-conditional G, and with a classifier's, at several scales.
 
-    python scripts/truncation.py                      # pdae_lite/assets/truncation.json: about a quarter of an hour of one CPU core
+    python scripts/truncation.py                      # pdae_lite/assets/truncation.json: about half an hour of one CPU core
+    python scripts/truncation.py --file runs/short/model.safetensors --guided 0 --out short.json    # another G
 
 Sample i asks for class i % 10 and starts from the noise keyed.normal(seed, 0, i), at every scale of either method. What a third
 network, `digits_features`, sees in the samples: kernel distance (KID) from the 500 held-out digits, class score (the formula of
@@ -26,19 +27,21 @@ from pdae_lite.classifier import classifier_gradient
 from pdae_lite.estimates import Estimate, jackknife_variance
 from pdae_lite.features import Features
 from pdae_lite.guidance import guided
-from pdae_lite.model import batch_map
+from pdae_lite.model import PDAE, batch_map
 from pdae_lite.speed import accelerate
 
 SCALES = {"pdae": (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0), "classifier": (0.5, 1.0, 2.0, 4.0, 6.0)}
 MODELS = ("class", "classifier", "features")  # which shifts by label, which guides, which judges
+USED = {"pdae": ("class", "features"), "classifier": ("dpm", "classifier", "features")}  # weights that samples depend on
 TS = (100, 200, 300, 400, 450, 500, 550, 600, 700, 800, 900, 950)
 CURVES = ("kid", "class_score", "precision", "recall", "of_the_class")
 BLOCK, GROUPS, T_9 = 100, 10, 2.262157  # T_9: the 97.5 % quantile of Student's t with GROUPS − 1 degrees of freedom
 
 
-def load_models() -> dict:
-    """A model for each of MODELS."""
-    return {kind: pdae_lite.load("digits", kind).requires_grad_(False) for kind in MODELS}
+def load_models(file: Path | None = None) -> dict:
+    """A model for each of MODELS; the first from a file, if one is given."""
+    own = {} if file is None else {"class": PDAE.load(file).eval().requires_grad_(False)}
+    return {kind: own[kind] if kind in own else pdae_lite.load("digits", kind).requires_grad_(False) for kind in MODELS}
 
 
 def in_bf16(models: dict) -> dict:
@@ -63,7 +66,7 @@ def judged(net, images: Tensor) -> dict[str, Tensor]:
 
 def samples(models: dict, method: str, scale: float, count: int, o: dict, work: Path) -> dict[str, Tensor]:
     """`judged` of the first `count` samples, block by block; blocks that lie in `work` aren't drawn again."""
-    settings, parts = {k: o[k] for k in ("seed", "steps", "sha256_of_weights")}, []
+    settings, parts = {"seed": o["seed"], "steps": o["steps"]} | {k: o["sha256_of_weights"][k] for k in USED[method]}, []
     for start in range(0, count, BLOCK):
         path = work / f"{method}_{scale}_{start}.safetensors"
         tensors, header = checkpoint.read(path) if path.is_file() else ({}, None)
@@ -166,7 +169,8 @@ def check_of_bf16(models: dict, drawn: dict, count: int, o: dict, real: Features
 
 def described(o: dict, models: dict) -> dict:
     """Where the figures come from."""
-    digests = {k: checkpoint.tensors_digest({n: w.cpu() for n, w in m.state_dict().items()}) for k, m in models.items()}
+    nets = models | {"dpm": models["class"].dpm}
+    digests = {k: checkpoint.tensors_digest({n: w.cpu() for n, w in m.state_dict().items()}) for k, m in nets.items()}
     return {"what": "digits by DDIM from a class-conditional G and from classifier guidance, at several scales, judged by digits_features; "
                     "sample i asks for class i % 10, from x_T = keyed.normal(seed, 0, i)",
             **o, "sha256_of_weights": digests,
@@ -176,8 +180,10 @@ def described(o: dict, models: dict) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1000, help="samples at each scale of G (default: %(default)s)")
-    parser.add_argument("--guided", type=int, default=500, help="samples at each scale of classifier guidance (default: %(default)s)")
+    parser.add_argument("--file", type=Path, help="another class-conditional PDAE on the DPM that ships (default: digits_class)")
+    parser.add_argument("--count", type=int, default=2000, help="samples at each scale of G (default: %(default)s)")
+    parser.add_argument("--guided", type=int, default=2000,
+                        help="samples at each scale of classifier guidance; 0: leave it out (default: %(default)s)")
     parser.add_argument("--checked", type=int, default=200, help="samples drawn in float32 too (default: %(default)s)")
     parser.add_argument("--images", type=int, default=100, help="held-out images for the shifts at each t (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="of DDIM (default: %(default)s)")
@@ -187,13 +193,13 @@ def main() -> int:
     args = parser.parse_args()
     if args.count % BLOCK or args.guided % BLOCK or args.checked % BLOCK:
         parser.error(f"want multiples of {BLOCK} for --count, --guided and --checked: as many of each class in every group")
-    models = load_models()
+    models = load_models(args.file)
     fast, real, test = in_bf16(models), metrics.reference("digits"), data.digits("test")
-    o = described({"command": f"python scripts/truncation.py --count {args.count} --guided {args.guided} --checked {args.checked} "
-                              f"--images {args.images} --steps {args.steps} --seed {args.seed}",
-                   "seed": args.seed, "steps": args.steps}, models)
+    given = [f"--{k} {v}" for k, v in vars(args).items() if k not in ("work", "out") and v is not None]
+    o = described({"command": " ".join(["python scripts/truncation.py", *given]), "seed": args.seed, "steps": args.steps}, models)
     rows, drawn, start = [], {}, time.process_time()
-    units, counts = [(m, s) for m, scales in SCALES.items() for s in scales], {"pdae": args.count, "classifier": args.guided}
+    counts = {"pdae": args.count, "classifier": args.guided}
+    units = [(m, s) for m, scales in SCALES.items() if counts[m] for s in scales]
     for done in range(BLOCK, max(counts.values()) + 1, BLOCK):  # all scales in turn: what was stopped is as far with each
         drawn |= {(m, s): samples(fast, m, s, done, o, args.work) for m, s in units if done <= counts[m]}
         print(f"{done} samples, {time.process_time() - start:.0f} s", flush=True)
@@ -203,8 +209,11 @@ def main() -> int:
         rows.append(row)
         print(f"{method} {scale}: " + ", ".join(f"{k} {row[k]['value']:.3f}" for k in CURVES), flush=True)
     for row in rows:
-        here, at_1 = (as_features(drawn[row["method"], s]) for s in (row["scale"], 1.0))
-        row["kid_minus_that_at_1"] = numbers(kid_difference(here, at_1, real))
+        scales = [s for m, s in units if m == row["method"]]
+        before = scales[max(scales.index(row["scale"]) - 1, 0)]
+        for key, scale in (("kid_minus_that_at_1", 1.0), ("kid_minus_that_before", before)):
+            here, there = (as_features(drawn[row["method"], s]) for s in (row["scale"], scale))
+            row[key] = numbers(kid_difference(here, there, real))
     shift = {k: v if k in ("t", "images") else [float(f"{x:.5g}") for x in v]
              for k, v in shifts(models, test.floats(slice(args.images)), test.labels[: args.images]).items()}
     check = check_of_bf16(models, drawn, args.checked, o, real, args.work) if args.checked else []

@@ -46,13 +46,19 @@ def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
     monkeypatch.setattr(truncation, "draw", draw)
     monkeypatch.setattr(truncation, "judged", lambda net, images: {"ink": images.mean((1, 2, 3))})
-    o, n = {"seed": 0, "steps": 2, "sha256_of_weights": {"a": "b"}}, truncation.BLOCK
+    o, n = {"seed": 0, "steps": 2, "sha256_of_weights": {"class": "a", "dpm": "b", "classifier": "c", "features": "d"}}, truncation.BLOCK
     truncation.samples({"features": None}, "pdae", 1.0, n, o, tmp_path)
     more = truncation.samples({"features": None}, "pdae", 1.0, 2 * n, o, tmp_path)
     assert drawn == [list(range(n)), list(range(n, 2 * n))]
     assert torch.equal(more["ink"], torch.arange(2.0 * n))
     truncation.samples({"features": None}, "pdae", 1.0, n, o | {"steps": 3}, tmp_path)  # other settings: drawn anew
     assert len(drawn) == 3
+    other_g = o | {"sha256_of_weights": o["sha256_of_weights"] | {"class": "e"}}
+    truncation.samples({"features": None}, "classifier", 1.0, n, o, tmp_path)
+    truncation.samples({"features": None}, "classifier", 1.0, n, other_g, tmp_path)  # which has no G
+    assert len(drawn) == 4
+    truncation.samples({"features": None}, "pdae", 1.0, n, other_g | {"steps": 3}, tmp_path)
+    assert len(drawn) == 5
 
 
 # ---- what is stored -------------------------------------------------------------------------------------------------
@@ -61,17 +67,29 @@ def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 def test_what_is_stored_is_whole():
     assert set(ROWS) == {(method, scale) for method, scales in truncation.SCALES.items() for scale in scales}
     assert STORED["steps"] == 25 and STORED["seed"] == 0 and "truncation.py" in STORED["command"]
-    assert set(STORED["sha256_of_weights"]) == set(truncation.MODELS) and {"torch", "python", "date", "device"} <= set(STORED["made_with"])
-    for row in ROWS.values():
-        assert row["count"] == len(row["seen"]) >= 200 and len(row["ink"]) == 10
+    assert set(STORED["sha256_of_weights"]) == {"dpm", *truncation.MODELS}
+    assert {"torch", "python", "date", "device"} <= set(STORED["made_with"])
+    for row, before in zip(STORED["rows"], [None, *STORED["rows"]]):
+        assert row["count"] == len(row["seen"]) >= 2000 and len(row["ink"]) == 10
         hits = sum(int(digit) == i % 10 for i, digit in enumerate(row["seen"]))
         assert row["of_the_class"]["value"] == pytest.approx(hits / row["count"])
-        for key in (*truncation.CURVES, "kid_minus_that_at_1"):
+        for key in (*truncation.CURVES, "kid_minus_that_at_1", "kid_minus_that_before"):
             assert row[key]["low"] <= row[key]["value"] <= row[key]["high"], (row["method"], row["scale"], key)
-        difference = row["kid"]["value"] - ROWS[row["method"], 1.0]["kid"]["value"]
-        assert row["kid_minus_that_at_1"]["value"] == pytest.approx(difference, abs=1e-6)
+        first = before is None or before["method"] != row["method"]
+        for key, other in (("kid_minus_that_at_1", ROWS[row["method"], 1.0]), ("kid_minus_that_before", row if first else before)):
+            assert row[key]["value"] == pytest.approx(row["kid"]["value"] - other["kid"]["value"], abs=1e-6)
     assert STORED["shifts"]["t"] == list(truncation.TS)
     assert all(len(v) == len(truncation.TS) for k, v in STORED["shifts"].items() if k != "images")
+
+
+def test_the_short_training_is_measured_alike():
+    short = json.loads((data.ASSETS / "truncation_short.json").read_text(encoding="utf-8"))
+    assert [row["scale"] for row in short["rows"]] == list(truncation.SCALES["pdae"]) and "--file" in short["command"]
+    assert all(row["method"] == "pdae" and row["count"] == len(row["seen"]) >= 1000 for row in short["rows"])
+    same = {k: short["sha256_of_weights"][k] == v for k, v in STORED["sha256_of_weights"].items()}
+    assert same == {"class": False, "dpm": True, "classifier": True, "features": True}
+    assert short["rows"][0]["seen"] == ROWS["pdae", 0.0]["seen"][:1000]  # at scale 0 there is no G
+    assert short["steps"] == STORED["steps"] and short["shifts"]["error_dpm"] == pytest.approx(STORED["shifts"]["error_dpm"], rel=1e-3)
 
 
 def test_bfloat16_changes_little():
