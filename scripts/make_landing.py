@@ -20,8 +20,8 @@ from pdae_lite import attributes, data, viz  # noqa: E402
 from pdae_lite.checkpoint import write_text  # noqa: E402
 
 TARGET = ROOT / "book" / "_landing.html"
-EDITS = {"sunglasses": "sunglasses", "mask": "face mask"}  # attribute → what the slider is called
-SCALES = (-0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+EDITS = {"sunglasses": "sunglasses", "mask": "face mask", "facial_hair": "beard"}  # attribute → what the slider is called
+SCALES = (-0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 FACES, STEPS, CODES = 4, 30, 4000
 
 
