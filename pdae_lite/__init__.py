@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 _LAZY = {"attributes", "bidirectional", "checkpoint", "classifier", "cli", "data", "diagnostics", "doctor", "evaluation", "features",
          "few_shot", "guidance", "interop", "latent", "losses", "metrics", "paper", "presets", "sampling", "speed", "training", "viz"}
 _LAZY_NAMES = {"train": "training", "TrainConfig": "training", "LatentDPM": "latent", "LatentConfig": "latent",
-               "NoisyClassifier": "classifier", "ClassifierConfig": "classifier"}
+               "NoisyClassifier": "classifier", "ClassifierConfig": "classifier", "use_accelerator": "meeting"}
 
 __all__ = ["PDAE", "UNet", "UNetConfig", "GradientEstimator", "SemanticEncoder", "EncoderConfig", "NoiseSchedule",
            "as_epsilon", "load", "shipped", *sorted(_LAZY), *_LAZY_NAMES]
@@ -40,22 +40,24 @@ def shipped() -> list[tuple[str, str]]:
     return sorted(tuple(p.stem.split("_", 1)) for p in (Path(__file__).parent / "assets").glob("*_*.safetensors"))
 
 
-def load(name: str, kind: str = "pdae", device="cpu"):
+def load(name: str, kind: str = "pdae", device=None):
     """A model that ships with the package, in eval mode.
 
     Args:
         name: the data set, for example "digits".
         kind: "pdae", or "dpm" for the frozen DPM inside it; "features", the network to measure in; "probe", linear
             probes on the PDAE's codes, and "diffae_probe" on the Diff-AE's; `shipped` lists all.
+        device: None: the CPU, or the accelerator after `use_accelerator()`.
 
     Raises:
         ValueError: nothing of that name and kind ships; the message lists what does.
     """
     from .checkpoint import load_model
+    from .meeting import default_device
 
     path = Path(__file__).parent / "assets" / f"{name}_{'pdae' if kind == 'dpm' else kind}.safetensors"
     if not path.is_file():
         have = ", ".join(f"{n!r} kind {k!r}" for n, k in shipped()) or "no models"
         raise ValueError(f"no model {name!r} of kind {kind!r} ships with pdae_lite; it has {have}")
-    model = load_model(path).to(device)
+    model = load_model(path).to(default_device() if device is None else device)
     return model.dpm if kind == "dpm" else model

@@ -34,18 +34,21 @@ class Subject:
     diffae_latent: LatentDPM | None = None
 
     @classmethod
-    def open(cls, model: str, latent: str | None = None, name: str | None = None, device="cpu") -> "Subject":
+    def open(cls, model: str, latent: str | None = None, name: str | None = None, device=None) -> "Subject":
         """Of "digits" or "peeps" all models that ship; of a file its PDAE or Diff-AE, and the latent DPM of another file.
 
         Args:
             name: the data set, if the file of the model doesn't say it.
+            device: None: as for `pdae_lite.load`.
 
         Raises:
             UsageError: a model of other data, or files that don't fit together.
         """
         from . import load
         from .cli_models import load_autoencoder
+        from .meeting import default_device
 
+        device = default_device() if device is None else device
         if model in DATA:
             if latent is not None or name not in (None, model):
                 raise UsageError(f"--model {model} has its own latent DPMs and data; leave --latent and --data out, or give a file")
