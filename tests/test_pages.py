@@ -39,6 +39,10 @@ UNREACHABLE = """() => [...document.querySelectorAll("article *")].filter(e => e
   && !e.querySelector("a, button, input, [tabindex='0']")).map(e => e.outerHTML.slice(0, 120))"""
 
 
+WIDE_FORMULAS = """() => [...document.querySelectorAll("div.math mjx-container")].filter(e => e.scrollWidth > e.clientWidth + 8)
+  .map(e => e.closest("div.math").id)"""
+
+
 def some(paths):
     """A test for each of these pages."""
     return pytest.mark.parametrize("path", paths or [None], ids=[p.stem for p in paths] or ["not built"])
@@ -96,6 +100,7 @@ def test_page(chromium, axe, path):  # noqa: F811
         assert width <= PHONE["width"] + 1, "scrolls sideways on a phone"
         page.set_viewport_size({"width": 1280, "height": 900})
         all_reachable(page)
+        assert not (wide := page.evaluate(WIDE_FORMULAS)), f"formulas wider than their column at 1280 pixels: {wide}"
         page.add_style_tag(content="* { transition: none !important; animation: none !important; }")  # no colour half-way
         page.evaluate(axe)
         page.evaluate(THIN)
