@@ -25,7 +25,7 @@ class Meeting(TorchFunctionMode):
         kwargs = kwargs or {}
         try:
             return func(*args, **kwargs)
-        except (RuntimeError, TypeError, NotImplementedError):  # what PyTorch raises for tensors on the wrong device
+        except (RuntimeError, TypeError):  # what PyTorch raises for tensors on the wrong device
             if func in TO_NUMPY and args[0].device.type != "cpu":
                 return func(args[0].detach().cpu(), *args[1:], **kwargs)
             devices = {x.device.type for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}

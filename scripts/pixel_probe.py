@@ -1,9 +1,9 @@
 """What a linear probe finds in raw pixels of faces, to compare with codes (chapter 10): pdae_lite/assets/pixel_probe.json.
 
-    python scripts/pixel_probe.py            # about ten minutes of one CPU core
+    python scripts/pixel_probe.py            # about five minutes of one CPU core
 
-A probe on z has 128 numbers to use; this one has all 3,072 of the image, and as many weights for each attribute. So it needs a stronger
-penalty than cross-validation on codes tries: of PENALTIES, the one with the highest mean AUROC on the validation faces.
+A probe on z has 128 numbers to use; this one has all 3,072 of the image, and as many weights for each attribute. Cross-validation would
+take an hour, so the penalty is the one of PENALTIES with the highest mean AUROC on the validation faces.
 """
 import argparse
 import json

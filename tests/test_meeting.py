@@ -64,9 +64,6 @@ def test_a_model_on_the_accelerator_takes_tensors_of_a_notebook(fake):
 
 
 def test_arrays_come_from_the_cpu(monkeypatch):
-    class There(torch.Tensor):
-        """A tensor that can't be an array, as one of a GPU."""
-
     seen = []
 
     def numpy(x, *args):

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from pdae_lite import data
 
@@ -28,4 +27,4 @@ def test_the_record_is_whole():
 def test_one_attribute_comes_out_again():
     test = data.peeps("test", size=32)
     found = pixel_probe.fitted(STORED["l2"], ["mask"]).auroc(pixel_probe.pixels("test"), test.column("mask")[:, None])
-    assert float(found) == pytest.approx(STORED["auroc"][STORED["names"].index("mask")], abs=1e-3) and torch.isfinite(found)
+    assert float(found) == pytest.approx(STORED["auroc"][STORED["names"].index("mask")], abs=1e-3)
