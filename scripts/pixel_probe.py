@@ -2,8 +2,8 @@
 
     python scripts/pixel_probe.py            # about five minutes of one CPU core
 
-A probe on z has 128 numbers to use; this one has all 3,072 of the image, and as many weights for each attribute. Cross-validation would
-take an hour, so the penalty is the one of PENALTIES with the highest mean AUROC on the validation faces.
+A probe on z has 128 numbers to use; this one has all 3,072 of the image, and as many weights for each attribute. Cross-validation
+would take many times as long, so the penalty is the one of PENALTIES with the highest mean AUROC on the validation faces.
 """
 import argparse
 import json
