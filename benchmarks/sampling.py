@@ -25,14 +25,14 @@ from training import flops, provenance
 
 import pdae_lite
 from pdae_lite import data, losses, metrics, sampling
-from pdae_lite.bidirectional import belm, belm_invert
+from pdae_lite.belm import belm, belm_invert
 from pdae_lite.checkpoint import tensors_digest, write_text
-from pdae_lite.diagnostics import noise_statistics, pick
-from pdae_lite.estimates import Z, jackknife_variance
-from pdae_lite.features import extract
+from pdae_lite.commands.settings import UsageError
+from pdae_lite.evaluation.checks import noise_statistics, pick
 from pdae_lite.guidance import mixed
+from pdae_lite.metrics.features import extract
+from pdae_lite.metrics.intervals import Z, jackknife_variance
 from pdae_lite.progress import progress_bar
-from pdae_lite.settings import UsageError
 from pdae_lite.speed import accelerate
 
 

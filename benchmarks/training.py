@@ -27,12 +27,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from pdae_lite.commands.settings import UsageError, override
 from pdae_lite.diffae import DiffAE
-from pdae_lite.encoder import LabelEncoder, UNetEncoder
-from pdae_lite.model import PDAE
+from pdae_lite.networks.encoder import LabelEncoder, UNetEncoder
+from pdae_lite.pdae import PDAE
 from pdae_lite.presets import PRESETS, LabelConfig, Preset
 from pdae_lite.progress import progress_bar
-from pdae_lite.settings import UsageError, override
 from pdae_lite.training import TrainConfig, train_in_turns
 
 SETTINGS = {"unet": "unet", "encoder": "encoder", "train": "train", "prediction": "prediction", "precondition": "precondition"}

@@ -9,29 +9,31 @@
 from importlib import import_module
 from pathlib import Path
 
-from .encoder import EncoderConfig, SemanticEncoder
-from .model import PDAE
-from .prediction import as_epsilon
+from .networks.dpm import as_epsilon
+from .networks.encoder import EncoderConfig, SemanticEncoder
+from .networks.unet import GradientEstimator, UNet, UNetConfig
+from .pdae import PDAE
 from .schedule import NoiseSchedule
-from .unet import GradientEstimator, UNet, UNetConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Loaded where they are used, so that importing the library costs little more than importing torch.
-_LAZY = {"attributes", "bidirectional", "checkpoint", "classifier", "cli", "data", "diagnostics", "doctor", "evaluation", "features",
-         "few_shot", "guidance", "interop", "latent", "losses", "metrics", "paper", "presets", "sampling", "speed", "training", "viz"}
-_LAZY_NAMES = {"train": "training", "TrainConfig": "training", "LatentDPM": "latent", "LatentConfig": "latent",
-               "NoisyClassifier": "classifier", "ClassifierConfig": "classifier", "use_accelerator": "meeting"}
+_MODULES = {name: name for name in (
+    "applications", "autoencoder", "belm", "checkpoint", "commands", "counter_rng", "data", "diffae", "evaluation", "guidance", "interop",
+    "losses", "metrics", "networks", "presets", "reproduction", "sampling", "speed", "training", "viz")}
+_MODULES |= {name: f"applications.{name}" for name in ("attributes", "few_shot", "latent")}
+_NAMES = {"train": "training", "TrainConfig": "training", "LatentDPM": "applications.latent", "LatentConfig": "applications.latent",
+          "NoisyClassifier": "networks.classifier", "ClassifierConfig": "networks.classifier", "use_accelerator": "meeting"}
 
 __all__ = ["PDAE", "UNet", "UNetConfig", "GradientEstimator", "SemanticEncoder", "EncoderConfig", "NoiseSchedule",
-           "as_epsilon", "load", "shipped", *sorted(_LAZY), *_LAZY_NAMES]
+           "as_epsilon", "load", "shipped", *sorted(_MODULES), *_NAMES]
 
 
 def __getattr__(name: str):
-    if name in _LAZY:
-        return import_module(f".{name}", __name__)
-    if name in _LAZY_NAMES:
-        return getattr(import_module(f".{_LAZY_NAMES[name]}", __name__), name)
+    if name in _MODULES:
+        return import_module(f".{_MODULES[name]}", __name__)
+    if name in _NAMES:
+        return getattr(import_module(f".{_NAMES[name]}", __name__), name)
     raise AttributeError(f"module 'pdae_lite' has no attribute {name!r}")
 
 

@@ -1,7 +1,7 @@
 """`python -m pdae_lite` is the `pdae` command."""
 import sys
 
-from .cli import main
+from .commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from . import sampling
-from .blocks import check_images
+from .networks.blocks import check_images
 from .schedule import NoiseSchedule
 
 SAMPLERS = {"ddim": sampling.ddim, "ddpm": sampling.ddpm, "dpm_solver": sampling.dpm_solver}

@@ -22,16 +22,16 @@ class CheckpointError(ValueError):
 
 
 def _model_types() -> dict[str, type]:
-    from .attributes import LinearProbe
-    from .classifier import NoisyClassifier
+    from .applications.attributes import LinearProbe
+    from .applications.latent import LatentDPM
     from .diffae import DiffAE
-    from .diffusers_dpm import DiffusersDPM
-    from .encoder import LabelEncoder, SemanticEncoder, UNetEncoder
-    from .features import FeatureNet
-    from .latent import LatentDPM
-    from .model import PDAE
-    from .prediction import AsEpsilon
-    from .unet import UNet
+    from .interop.diffusers_unet import DiffusersDPM
+    from .metrics.features import FeatureNet
+    from .networks.classifier import NoisyClassifier
+    from .networks.dpm import AsEpsilon
+    from .networks.encoder import LabelEncoder, SemanticEncoder, UNetEncoder
+    from .networks.unet import UNet
+    from .pdae import PDAE
 
     return {cls.__name__: cls for cls in (UNet, AsEpsilon, SemanticEncoder, UNetEncoder, LabelEncoder, PDAE, DiffAE,
                                          NoisyClassifier, DiffusersDPM, FeatureNet, LatentDPM, LinearProbe)}

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .blocks import check_labels
-from .classifier import classifier_gradient
 from .clock import on_host
-from .model import PDAE, SHIFTS, Scale, ShiftedDenoiser, batch_map, of_rows, scale_at, some_rows
+from .networks.blocks import check_labels
+from .networks.classifier import classifier_gradient
+from .pdae import PDAE, SHIFTS, Scale, ShiftedDenoiser, batch_map, of_rows, scale_at, some_rows
 from .sampling import Denoiser, clip_range
 from .schedule import NoiseSchedule, expand
 

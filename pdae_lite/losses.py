@@ -56,14 +56,14 @@ def noise_error(denoiser_for, x_0: Tensor, schedule: NoiseSchedule, ts, seed: in
             see the same noise.
         noise: "gaussian"; "uniform" on [0, 1) repeats the authors' released measurement, which is inflated at large t.
     """
-    from . import keyed
+    from . import counter_rng
 
     if not x_0.is_floating_point() or len(x_0) < 1:
         raise ValueError(f"x_0 is {x_0.dtype} {list(x_0.shape)}; want float [N, …] with N of at least 1")
     if noise not in ("gaussian", "uniform"):
         raise ValueError(f"noise {noise!r}; want 'gaussian' or 'uniform'")
-    draw = keyed.normal if noise == "gaussian" else (
-        lambda seed, step, index, shape: keyed.uniform(seed, step, index, int(torch.tensor(shape).prod()), "noise").reshape(-1, *shape))
+    draw = counter_rng.normal if noise == "gaussian" else (
+        lambda seed, step, index, shape: counter_rng.uniform(seed, step, index, int(torch.tensor(shape).prod()), "noise").reshape(-1, *shape))
     total = torch.zeros(len(ts), dtype=torch.float64)
     for start in range(0, len(x_0), batch_size):
         batch = x_0[start : start + batch_size]

@@ -5,17 +5,17 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import nn
 
-from .classifier import ClassifierConfig, NoisyClassifier
+from .applications.latent import LatentConfig, LatentDPM, LatentStats
+from .data.files import CELEBA64_CROP
+from .data.sources import LMDBConfig
 from .diffae import DiffAE
-from .encoder import EncoderConfig, LabelEncoder, SemanticEncoder
-from .image_files import CELEBA64_CROP
-from .latent import LatentConfig, LatentDPM, LatentStats
-from .model import PDAE
-from .prediction import as_epsilon
+from .networks.classifier import ClassifierConfig, NoisyClassifier
+from .networks.dpm import as_epsilon
+from .networks.encoder import EncoderConfig, LabelEncoder, SemanticEncoder
+from .networks.unet import UNet, UNetConfig
+from .pdae import PDAE
 from .schedule import NoiseSchedule
-from .sources import LMDBConfig
-from .training import TrainConfig
-from .unet import UNet, UNetConfig
+from .training.loop import TrainConfig
 
 
 @dataclass(frozen=True)

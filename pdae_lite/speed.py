@@ -5,8 +5,8 @@ import functools
 import torch
 from torch import nn
 
-from .blocks import GroupNorm
-from .model import PDAE
+from .networks.blocks import GroupNorm
+from .pdae import PDAE
 
 
 def accelerate(model: nn.Module, dtype: torch.dtype | None = None, compile: bool = False, graphs: bool | None = None) -> nn.Module:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from pdae_lite import viz
 from pdae_lite.checkpoint import atomic_path
+from pdae_lite.commands.settings import listing, show
 from pdae_lite.presets import PRESETS, STAGES, Preset
-from pdae_lite.settings import listing, show
 from pdae_lite.training import TrainConfig
 
 LARGEST = 60_000  # bytes of a picture

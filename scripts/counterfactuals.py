@@ -28,7 +28,8 @@ from measurements import principal_components
 from torch import Tensor
 
 import pdae_lite
-from pdae_lite import attributes, data
+from pdae_lite import data
+from pdae_lite.applications import attributes
 from pdae_lite.checkpoint import tensors_digest, write_text
 
 ATTRIBUTE = {name: {"smile": "smiling"}.get(name, name) for name in data.EDITS}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import pdae_lite
-from pdae_lite import keyed
+from pdae_lite import counter_rng
 from pdae_lite.checkpoint import tensors_digest, write_text
 from pdae_lite.data import ASSETS
 from pdae_lite.guidance import guided
@@ -75,7 +75,7 @@ def block(models, first: int, count: int, o: dict, only=None, device="cpu") -> d
     dpm, classifier, judge = models
     index = torch.arange(first, first + count, device=device)
     y = index % 10
-    x_T = keyed.normal(o["seed"], 0, index, (1, 32, 32))
+    x_T = counter_rng.normal(o["seed"], 0, index, (1, 32, 32))
     inside = guided(dpm, classifier, y, dpm.schedule, o["scale"])
     found = every_stage(dpm, inside, x_T, dpm.schedule, lambda x: judge(x).argmax(1) == y, o["steps"], only)
     return {f"{a}-{b}": "".join("01"[hit] for hit in hits.tolist()) for (a, b), hits in sorted(found.items())}
@@ -88,7 +88,7 @@ def load_models(device="cpu"):
 def described(o: dict, models, device: str) -> dict:
     """Where the figures come from."""
     return {"what": "digits: hits of classifier guidance in the stage t1 <= t < t2 alone, by DDIM, judged by digits_features; "
-                    "sample i asks for class i % 10, from x_T = keyed.normal(seed, 0, i)",
+                    "sample i asks for class i % 10, from x_T = counter_rng.normal(seed, 0, i)",
             **o, "sha256_of_weights": {k: tensors_digest({n: w.cpu() for n, w in m.state_dict().items()}) for k, m in zip(MODELS, models)},
             "made_with": {"torch": torch.__version__, "python": platform.python_version(), "device": device}}
 

@@ -23,7 +23,7 @@ from measurements import QUICK, Counts, Subject, measured, pictures
 
 from pdae_lite.checkpoint import write_text
 from pdae_lite.data import ASSETS
-from pdae_lite.model import PDAE
+from pdae_lite.pdae import PDAE
 
 
 def described(s: Subject) -> dict:

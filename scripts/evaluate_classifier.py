@@ -16,11 +16,12 @@ from cards import differing, file_facts, trained_with
 from torch import Tensor
 
 import pdae_lite
-from pdae_lite import data, estimates, keyed, losses
+from pdae_lite import counter_rng, data, losses
 from pdae_lite.checkpoint import load_model, write_text
-from pdae_lite.classifier import NoisyClassifier
 from pdae_lite.data import ASSETS
 from pdae_lite.guidance import guided
+from pdae_lite.metrics import intervals
+from pdae_lite.networks.classifier import NoisyClassifier
 from pdae_lite.presets import PRESETS
 
 TS = tuple(range(0, 1000, 100))
@@ -38,11 +39,11 @@ def quality(model: NoisyClassifier, x_0: Tensor, y: Tensor, ts=TS, seed: int = 0
     rows = []
     for t in ts:
         t_batch = torch.full((len(x_0),), t)
-        eps = keyed.normal(seed, t, torch.arange(len(x_0)), tuple(x_0.shape[1:]))
+        eps = counter_rng.normal(seed, t, torch.arange(len(x_0)), tuple(x_0.shape[1:]))
         log_p = model.log_prob(model.schedule.add_noise(x_0, t_batch, eps), t_batch)
         sure, seen = log_p.exp().max(1)
-        rows.append({"t": t, "accuracy": asdict(estimates.proportion(seen == y)),
-                     "cross_entropy": asdict(estimates.mean(-log_p.gather(1, y[:, None])[:, 0])), "confidence": float(sure.mean()),
+        rows.append({"t": t, "accuracy": asdict(intervals.proportion(seen == y)),
+                     "cross_entropy": asdict(intervals.mean(-log_p.gather(1, y[:, None])[:, 0])), "confidence": float(sure.mean()),
                      "calibration_error": calibration_error(sure, seen == y)})
     return rows
 

@@ -24,12 +24,12 @@ from torch import Tensor
 
 import pdae_lite
 from pdae_lite import data, losses, metrics, sampling
+from pdae_lite.applications.latent import LatentDPM, latent_codes, sample_images
 from pdae_lite.checkpoint import load_model, write_text
-from pdae_lite.diagnostics import trained_denoiser
-from pdae_lite.features import extract
+from pdae_lite.evaluation.checks import trained_denoiser
 from pdae_lite.guidance import ConditionedDenoiser
-from pdae_lite.latent import LatentDPM, latent_codes, sample_images
-from pdae_lite.model import PDAE
+from pdae_lite.metrics.features import extract
+from pdae_lite.pdae import PDAE
 
 TS = list(range(50, 1000, 50))
 WHAT = {"latent": "A latent DPM of the PDAE's codes", "diffae_latent": "A latent DPM of the Diff-AE's codes",

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multilabel_auroc
 
 import pdae_lite
-from pdae_lite import data, keyed, metrics
-from pdae_lite.batches import affine
+from pdae_lite import counter_rng, data, metrics
 from pdae_lite.checkpoint import atomic_path, save_model, write_text
-from pdae_lite.features import POSE, FeatureConfig, FeatureNet, extract, reference
+from pdae_lite.metrics.features import POSE, FeatureConfig, FeatureNet, extract, reference
+from pdae_lite.training.batches import affine
 
 SEED, LR = 0, 2e-3
 BATCH, STEPS = {"digits": 128, "peeps": 64}, {"digits": 2000, "peeps": 5000}
@@ -81,14 +81,14 @@ def train(config: FeatureConfig, images: data.Images, steps: int, batch_size: in
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
     index, start = torch.arange(batch_size), time.time()
     for step in range(steps):
-        chosen = (keyed.uniform(SEED, step, index, 1, "t")[:, 0] * len(images)).long()
+        chosen = (counter_rng.uniform(SEED, step, index, 1, "t")[:, 0] * len(images)).long()
         x, y = images.floats(chosen), images.labels[chosen]
         if config.pose:
-            flip = keyed.uniform(SEED, step, index, 1, "flip")[:, 0] < 0.5
+            flip = counter_rng.uniform(SEED, step, index, 1, "flip")[:, 0] < 0.5
             x, y, p = mirror(x, y, pose[chosen], config.labels, flip)
-            x, p = shift(x, p, keyed.uniform(SEED, step, index, 2, "augment"))
+            x, p = shift(x, p, counter_rng.uniform(SEED, step, index, 2, "augment"))
         else:
-            x = affine(x, keyed.uniform(SEED, step, index, 7, "augment"))
+            x = affine(x, counter_rng.uniform(SEED, step, index, 7, "augment"))
         with torch.autocast("cpu", torch.bfloat16):
             h = net.dropout(net.features(x.to(memory_format=torch.channels_last)))
             logits = net.logits(h).float()

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pdae_lite  # noqa: E402
-from pdae_lite import attributes, data, viz  # noqa: E402
+from pdae_lite import data, viz  # noqa: E402
+from pdae_lite.applications import attributes
 from pdae_lite.checkpoint import write_text  # noqa: E402
 
 TARGET = ROOT / "book" / "_landing.html"

@@ -7,12 +7,12 @@ from torch import Tensor
 
 import pdae_lite
 from pdae_lite import data, losses, metrics, sampling
-from pdae_lite.attributes import LinearProbe, encode_all
+from pdae_lite.applications.attributes import LinearProbe, encode_all
 from pdae_lite.autoencoder import Autoencoder
 from pdae_lite.checkpoint import load_model
-from pdae_lite.diagnostics import trained_denoiser
-from pdae_lite.features import FeatureNet, Features, extract
-from pdae_lite.model import PDAE
+from pdae_lite.evaluation.checks import trained_denoiser
+from pdae_lite.metrics.features import FeatureNet, Features, extract
+from pdae_lite.pdae import PDAE
 
 TS = list(range(50, 1000, 50))
 FINE = sorted({1, 2, 4, 7, 12, 18, 25, 35, *TS, 999})  # for nats: most of them lie at small t

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from pdae_lite import data
-from pdae_lite.attributes import LinearProbe
+from pdae_lite.applications.attributes import LinearProbe
 from pdae_lite.checkpoint import write_text
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)

@@ -32,14 +32,14 @@ from torch import Tensor, nn
 
 import pdae_lite
 from pdae_lite import data, losses
-from pdae_lite.attributes import LinearProbe, encode_all
+from pdae_lite.applications.attributes import LinearProbe, encode_all
 from pdae_lite.checkpoint import tensors_digest, write_text
-from pdae_lite.diagnostics import trained_denoiser
-from pdae_lite.encoder import UNetEncoder
-from pdae_lite.model import PDAE
+from pdae_lite.evaluation.checks import trained_denoiser
+from pdae_lite.networks.encoder import UNetEncoder
+from pdae_lite.networks.unet import UNet, UNetConfig
+from pdae_lite.pdae import PDAE
 from pdae_lite.presets import DIGITS, Preset
 from pdae_lite.training import TrainConfig, default_loss, train
-from pdae_lite.unet import UNet, UNetConfig
 
 TS = [1, 4, 12, 25, 50, *range(100, 1000, 50), 999]
 MIDDLE = [i for i, t in enumerate(TS) if 300 <= t <= 600]

@@ -3,7 +3,7 @@
     python scripts/truncation.py                      # pdae_lite/assets/truncation.json: about half an hour of one CPU core
     python scripts/truncation.py --file runs/short/model.safetensors --guided 0 --out short.json    # another G
 
-Sample i asks for class i % 10 and starts from the noise keyed.normal(seed, 0, i), at every scale of either method. What a third
+Sample i asks for class i % 10 and starts from the noise counter_rng.normal(seed, 0, i), at every scale of either method. What a third
 network, `digits_features`, sees in the samples: kernel distance (KID) from the 500 held-out digits, class score (the formula of
 the Inception score), precision, recall, and the share that is of the class asked for. Networks that sample compute in bfloat16;
 the record holds what that changes. It also holds how much of the DPM's error each shift removes at each t.
@@ -22,12 +22,12 @@ from measurements import numbers
 from torch import Tensor
 
 import pdae_lite
-from pdae_lite import checkpoint, data, keyed, metrics, sampling
-from pdae_lite.classifier import classifier_gradient
-from pdae_lite.estimates import Estimate, jackknife_variance
-from pdae_lite.features import Features
+from pdae_lite import checkpoint, counter_rng, data, metrics, sampling
 from pdae_lite.guidance import guided
-from pdae_lite.model import PDAE, batch_map
+from pdae_lite.metrics.features import Features
+from pdae_lite.metrics.intervals import Estimate, jackknife_variance
+from pdae_lite.networks.classifier import classifier_gradient
+from pdae_lite.pdae import PDAE, batch_map
 from pdae_lite.speed import accelerate
 
 SCALES = {"pdae": (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0), "classifier": (0.5, 1.0, 2.0, 4.0, 6.0)}
@@ -52,7 +52,7 @@ def in_bf16(models: dict) -> dict:
 def draw(models: dict, method: str, scale: float, index: Tensor, seed: int = 0, steps: int = 25) -> Tensor:
     """Samples number `index` [N] of a method at a scale: [N, 1, 32, 32]."""
     pdae, y = models["class"], index % 10
-    x_T = keyed.normal(seed, 0, index, (1, 32, 32))
+    x_T = counter_rng.normal(seed, 0, index, (1, 32, 32))
     if method == "pdae":
         return pdae.decode(pdae.encode(y), x_T, steps, scale=scale)
     return sampling.ddim(guided(pdae.dpm, models["classifier"], y, pdae.schedule, scale), x_T, pdae.schedule, steps)
@@ -136,7 +136,7 @@ def shifts(models: dict, images: Tensor, labels: Tensor, ts=TS, seed: int = 0) -
         for rows in index.split(BLOCK // 2):
             n, y = len(rows), labels[rows]
             t_batch = torch.full((n,), t)
-            eps = keyed.normal(seed, t, rows, tuple(images.shape[1:]))
+            eps = counter_rng.normal(seed, t, rows, tuple(images.shape[1:]))
             x_t = schedule.add_noise(images[rows], t_batch, eps)
             features = pdae.features(x_t, t_batch)
             error = pdae.eps(features) - eps
@@ -172,7 +172,7 @@ def described(o: dict, models: dict) -> dict:
     nets = models | {"dpm": models["class"].dpm}
     digests = {k: checkpoint.tensors_digest({n: w.cpu() for n, w in m.state_dict().items()}) for k, m in nets.items()}
     return {"what": "digits by DDIM from a class-conditional G and from classifier guidance, at several scales, judged by digits_features; "
-                    "sample i asks for class i % 10, from x_T = keyed.normal(seed, 0, i)",
+                    "sample i asks for class i % 10, from x_T = counter_rng.normal(seed, 0, i)",
             **o, "sha256_of_weights": digests,
             "made_with": {"torch": torch.__version__, "python": platform.python_version(), "device": "cpu",
                           "precision": "bfloat16 (DPM, G), float32 (classifier, judge)", "date": time.strftime("%Y-%m-%d")}}

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from pdae_lite import metrics
+from pdae_lite.commands.settings import UsageError, override
 from pdae_lite.data import ASSETS
-from pdae_lite.encoder import EncoderConfig, SemanticEncoder
-from pdae_lite.features import Features
-from pdae_lite.model import PDAE
+from pdae_lite.metrics.features import Features
+from pdae_lite.networks.encoder import EncoderConfig, SemanticEncoder
+from pdae_lite.networks.unet import UNet, UNetConfig
+from pdae_lite.pdae import PDAE
 from pdae_lite.presets import PRESETS
 from pdae_lite.schedule import NoiseSchedule
-from pdae_lite.settings import UsageError, override
-from pdae_lite.unet import UNet, UNetConfig
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

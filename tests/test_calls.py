@@ -6,10 +6,10 @@ import torch
 from guided_parts import SCHEDULE, T_BATCH, Y, classifier, codes, dpm, filled, noise, pdae
 
 from pdae_lite import sampling
-from pdae_lite.bidirectional import belm, belm_invert
+from pdae_lite.applications.latent import LatentConfig, LatentDPM
+from pdae_lite.belm import belm, belm_invert
 from pdae_lite.clock import Clock, GridEmbedding, on_host
 from pdae_lite.guidance import guided, mixed, staged, sweep
-from pdae_lite.latent import LatentConfig, LatentDPM
 from pdae_lite.speed import accelerate
 
 

@@ -22,13 +22,13 @@ from guided_parts import (
 from torch.utils.data import TensorDataset
 
 from pdae_lite import sampling
-from pdae_lite.classifier import ClassifierConfig, classifier_gradient
-from pdae_lite.encoder import LabelEncoder
 from pdae_lite.guidance import guided, mixed, staged
-from pdae_lite.model import PDAE
+from pdae_lite.networks.classifier import ClassifierConfig, classifier_gradient
+from pdae_lite.networks.encoder import LabelEncoder
+from pdae_lite.networks.unet import UNet, UNetConfig
+from pdae_lite.pdae import PDAE
 from pdae_lite.schedule import NoiseSchedule
 from pdae_lite.training import train
-from pdae_lite.unet import UNet, UNetConfig
 
 
 class Calls:

@@ -133,11 +133,11 @@ def test_noise_error_is_keyed_by_image_and_timestep():
 
 def test_posterior_mean_gap():
     """It is the mean square of μ̃_t − μ_θ itself."""
-    from pdae_lite import keyed
+    from pdae_lite import counter_rng
 
     t = 300
     index = torch.arange(len(X))
-    eps = keyed.normal(0, t, index, (1, 2, 3)).double()
+    eps = counter_rng.normal(0, t, index, (1, 2, 3)).double()
     t_batch = torch.full((len(X),), t)
     x_t = LINEAR.add_noise(X, t_batch, eps)
     mean = LINEAR.model_mean(x_t, t_batch, MODEL.denoiser(LINEAR)(x_t, t_batch))

@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pdae_lite
 from pdae_lite import NoiseSchedule, SemanticEncoder, UNet, UNetConfig, meeting
-from pdae_lite.encoder import EncoderConfig
 from pdae_lite.meeting import Meeting
+from pdae_lite.networks.encoder import EncoderConfig
 
 GPU, SCHEDULE = torch.device("cuda"), NoiseSchedule.linear()  # made before anything is fake: it looks at its values
 

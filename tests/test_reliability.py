@@ -14,8 +14,8 @@ from training_runs import NOT_ALLOWED, REFUSED, SCHEDULE, SETTINGS, ForkServer, 
 
 from pdae_lite import training
 from pdae_lite.checkpoint import CheckpointError, load_model, read, write
+from pdae_lite.networks.unet import UNet
 from pdae_lite.training import TrainConfig, TrainingError, train
-from pdae_lite.unet import UNet
 
 
 @pytest.fixture(scope="module")

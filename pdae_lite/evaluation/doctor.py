@@ -1,0 +1,298 @@
+"""What is right or wrong with a trained diffusion autoencoder, in plain words: `examine`; on the command line, `pdae doctor`.
+
+Every check measures on images that the model has not seen and gives a finding: a verdict, a sentence with the numbers, and
+the cure if something looks wrong. The limits of the verdicts are rules of thumb; `diagnostics` and `losses` do the measuring.
+"""
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from textwrap import wrap
+
+import torch
+from torch import Tensor
+
+from .. import sampling
+from ..autoencoder import Autoencoder
+from ..losses import LinearGaussian, fill, nats, noise_error
+from ..metrics.distributions import mse, nearest_is_own
+from ..metrics.features import FeatureNet, Features, extract
+from ..pdae import PDAE
+from ..progress import progress_bar
+from .checks import copying, log_grid, noise_statistics, noisy_invert, pick, probe_scores, trained_denoiser, z_sensitivity
+
+VERDICTS = ("ok", "look", "bad")
+REFERENCE_IMAGES = 1000  # for the linear reference: of fewer, a linear code looks better than it is
+PROBE_IMAGES = 2000
+TRAIN_IMAGES, OTHER_IMAGES = 20_000, 1000  # to look for copies in, and to compare with
+FILL_AT = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # shares of T
+NATS_AT = (0.001, 0.004, 0.012, 0.035, *FILL_AT, 0.999)
+
+CURES = {
+    "not finite": "go back to the last good checkpoint and train on with a lower learning rate",
+    "same z": "look whether the images differ, and whether the encoder is among the trained parameters",
+    "narrow z": "a smaller z_dim would do; or train longer, or with another loss weight",
+    "harmful": "look whether encoder, estimator and DPM come from one run, and the images are of the kind and scale that it was trained on",
+    "no fill": "train longer (the estimator starts at zero), with a higher learning rate, or with loss weight 'v' or 'pdae'",
+    "little fill": "train longer; once the loss stops falling, train the DPM better (its own errors can't be filled) or raise z_dim",
+    "ignored z": "train longer (z gets its first gradient after two or three steps, and its say grows slowly); if it stays so, look "
+                 "whether encoder and estimator are among the trained parameters",
+    "wrong z": "look whether encoder and estimator come from one run, and images and codes are in one order; else train longer",
+    "weak z": "train longer, or raise z_dim",
+    "overfitting": "fewer steps, more images or augmentation, a smaller encoder or z_dim",
+    "x_T": "train longer, the DPM too: x_T is as Gaussian as ε̂ is right; until then random and interpolated x_T give worse images",
+    "not rebuilt": "z doesn't say which image it is: see fill and z above",
+    "rebuilt badly": "train longer or raise z_dim; for the inferred x_T take more steps",
+    "copies": "more training images, augmentation, or fewer steps for the DPM",
+    "few labels": "give more images, --images N",
+    "no labels in z": "see fill and z above; or labels and images are not in one order",
+    "pca": "train longer, or with another loss weight",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: `verdict` "ok", "look" or "bad"; what was seen; the cure, "" where none is needed; the numbers."""
+
+    check: str
+    verdict: str
+    says: str
+    cure: str = ""
+    numbers: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `examine` found. `print(report)` gives a table, `report["fill"]` one finding, `to_dict` JSON-able values."""
+
+    model: str
+    findings: list[Finding]
+
+    @property
+    def verdict(self) -> str:
+        """The worst of all verdicts."""
+        return max((f.verdict for f in self.findings), key=VERDICTS.index)
+
+    def __getitem__(self, check: str) -> Finding:
+        return {f.check: f for f in self.findings}[check]
+
+    def to_dict(self) -> dict:
+        """Everything, as JSON-able values."""
+        return {"model": self.model, "verdict": self.verdict, "findings": [asdict(f) for f in self.findings]}
+
+    def __str__(self) -> str:
+        lines = [self.model]
+        for f in self.findings:
+            text = wrap(f.says, 100) + (wrap(f"Cure: {f.cure}.", 100) if f.cure else [])
+            lines += [f"{f.verdict:5} {f.check:15} {text[0]}", *(" " * 22 + line for line in text[1:])]
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def examine(model: Autoencoder, held_out, train=None, labels=None, train_labels=None, *, names=None, features: FeatureNet | None = None,
+            images: int = 100, checks: Iterable[str] | None = None, seed: int = 0, progress: bool = False) -> Report:
+    """Look a trained model over: about a minute on two quiet CPU cores for 100 digits of 32×32.
+
+    Args:
+        model: a `PDAE` or a `DiffAE` with an encoder of images.
+        held_out: images that the model wasn't trained on, at least 10: [N, C, H, W], uint8 or float in the model's range, or a
+            data set of images or of (image, label).
+        train: images that it was trained on: adds the linear reference, and the checks for overfitting and for copies.
+        labels: of held_out, int64 [N] (classes) or [N, A] of 0 and 1 (attributes): adds linear probes. `train_labels`: of
+            train; without them half of held_out trains the probes. `names`: of the classes or attributes.
+        features: where to tell images apart; None: in pixels, where a blurry image is near to all others.
+        images: how many to measure on, taken at random by `seed`.
+        checks: the names of some checks, for only these; None: all for which there are data.
+
+    Raises:
+        ValueError: images that the model doesn't take, too few of them, or labels that don't fit.
+    """
+    if not isinstance(model, Autoencoder) or getattr(model.encoder, "takes_labels", False):
+        raise ValueError(f"model is a {type(model).__name__}; want a PDAE or a DiffAE that encodes images")
+    x = pick(held_out, images, seed).to(model.device)
+    if len(x) < 10:
+        raise ValueError(f"{len(x)} held-out images; want at least 10")
+    title = f"{type(model).__name__}, z_dim {model.z_dim}, on {len(x)} images of {'×'.join(map(str, x.shape[1:]))}"
+    z = model.encode(x)  # says what is wrong with the images
+    if not all(bool(p.isfinite().all()) for p in model.parameters()) or not bool(z.isfinite().all()):
+        return Report(title, [_finding("weights", "bad", "the weights, or the codes they give, hold NaN or infinite values", "not finite")])
+    seen = None if train is None else pick(train, images, seed).to(model.device)
+    identity, kind = _in(features, "shape"), _in(features, "class")
+    able = {"codes": lambda: _codes(z)}
+    if isinstance(model, PDAE):
+        able["fill"] = lambda: _fill(model, x, None if train is None else pick(train, REFERENCE_IMAGES, seed), seed)
+    able["z"] = lambda: _z(model, x, seed)
+    if seen is not None:
+        able["overfitting"] = lambda: _overfitting(model, x, seen, seed)
+    able |= {"x_T": lambda: _x_T(model, x[:32], seed), "reconstruction": lambda: _reconstruction(model, x[:50], seed, identity)}
+    if seen is not None:
+        able["memorisation"] = lambda: _memorisation(model, pick(held_out, OTHER_IMAGES, seed), pick(train, TRAIN_IMAGES, seed),
+                                                     seed, kind)
+    if labels is not None:
+        able["probes"] = lambda: _probes(model, held_out, labels, train, train_labels, names, seed)
+    chosen = list(able if checks is None else checks)
+    if not chosen or not set(chosen) <= set(able):
+        raise ValueError(f"checks is {','.join(chosen)}; for this model and these data want some of {','.join(able)}")
+    return Report(title, [able[name]() for name in progress_bar(chosen, show=progress, desc="doctor")])
+
+
+def _finding(check: str, verdict: str, says: str, cure: str = "", numbers: dict | None = None) -> Finding:
+    return Finding(check, verdict, says, CURES[cure] if cure else "", numbers or {})
+
+
+# ---- the checks -------------------------------------------------------------------------------------------------------
+
+
+def _codes(z: Tensor) -> Finding:
+    z = z.double().cpu()
+    std, dims = z.std(0), z.shape[1]
+    alive = int((std > 1e-3 * std.max()).sum()) if std.max() > 1e-5 * z.abs().max() else 0
+    power = torch.linalg.svdvals(z - z.mean(0)).square()
+    effective = float(power.sum() ** 2 / power.square().sum()) if alive else 0.0
+    numbers = {"alive": alive, "effective": effective}
+    if not alive:
+        return _finding("codes", "bad", "z is the same for all images", "same z", numbers)
+    says = f"{alive} of {dims} dimensions vary; their variance is spread as over {effective:.1f} equal ones"
+    if alive < dims / 2 or effective < min(3, dims / 2):
+        return _finding("codes", "look", says, "narrow z", numbers)
+    return _finding("codes", "ok", says, numbers=numbers)
+
+
+def _fill(model: PDAE, x: Tensor, reference: Tensor | None, seed: int) -> Finding:
+    schedule, fills, ts = model.schedule, _times(model, FILL_AT), _times(model, NATS_AT)
+    e_dpm = noise_error(lambda _: model.dpm, x, schedule, ts, seed)
+    e_own = noise_error(lambda v: trained_denoiser(model, model.encode(v)), x, schedule, ts, seed)
+    filled = fill(e_own, e_dpm)[[ts.index(t) for t in fills]]
+    mean, gained = float(filled.mean()), nats(e_own, e_dpm, schedule, ts, x[0].numel())
+    numbers = {"t": fills, "fill": filled.tolist(), "mean": mean, "nats": gained}
+    says = f"z fills {mean:.2f} of the gap, the mean over t = {fills[0]} … {fills[-1]}, and is worth {gained:.0f} nats an image"
+    wanted = 0.3
+    if reference is not None:
+        line = LinearGaussian(reference, min(model.z_dim, len(reference) - 1)).fill(schedule, fills)
+        numbers |= {"linear": line.tolist(), "linear_mean": float(line.mean())}
+        says += f"; a linear code of this size would fill {float(line.mean()):.2f}"
+        wanted = 0.95 * float(line.mean())
+    if not math.isfinite(mean):
+        return _finding("fill", "bad", says, "not finite", numbers)
+    if mean < -0.02:
+        return _finding("fill", "bad", f"{says}: with z it is worse than without", "harmful", numbers)
+    if mean < 0.05:
+        return _finding("fill", "bad", f"{says}: next to nothing", "no fill", numbers)
+    if mean < wanted:
+        return _finding("fill", "look", says, "little fill", numbers)
+    return _finding("fill", "ok", says, numbers=numbers)
+
+
+def _z(model: Autoencoder, x: Tensor, seed: int) -> Finding:
+    ts = _times(model, FILL_AT[::2])
+    found = z_sensitivity(model, x, ts, seed)
+    change, cost = found["change"] / found["error"], found["swapped"] / found["error"]
+    most, typical = float(change.max()), float(cost.log().mean().exp())
+    numbers = {"t": ts, "change": change.tolist(), "cost": cost.tolist()}
+    says = f"another image's z makes the error {typical:.2f} times as large, and changes ε̂ by up to {most:.2g} of the error"
+    if not math.isfinite(most + typical):
+        return _finding("z", "bad", "ε̂ holds NaN or infinite values", "not finite", numbers)
+    if most < 1e-3:
+        return _finding("z", "bad", f"z is ignored: another image's z changes ε̂ by {most:.1g} of the error at most", "ignored z", numbers)
+    if typical < 1.1:  # as of a z that fills 0.05
+        return _finding("z", "bad", f"{says}: its own z serves an image no better", "wrong z", numbers)
+    if typical < 1.25:
+        return _finding("z", "look", f"{says}: z matters little", "weak z", numbers)
+    return _finding("z", "ok", says, numbers=numbers)
+
+
+def _overfitting(model: Autoencoder, x: Tensor, seen: Tensor, seed: int) -> Finding:
+    ts = _times(model, FILL_AT[:5:2])
+    held_out, train = (noise_error(lambda v: trained_denoiser(model, model.encode(v)), y, model.schedule, ts, seed) for y in (x, seen))
+    ratio = float((held_out / train).log().mean().exp())
+    says, numbers = (f"the error on held-out images is {ratio:.2f} times that on training images",
+                     {"t": ts, "held_out": held_out.tolist(), "train": train.tolist(), "ratio": ratio})
+    if not ratio <= 1.5:
+        return _finding("overfitting", "look" if ratio <= 3 else "bad", says, "overfitting", numbers)
+    return _finding("overfitting", "ok", says, numbers=numbers)
+
+
+def _x_T(model: Autoencoder, x: Tensor, seed: int) -> Finding:
+    z, grid, generator = model.encode(x), log_grid(model.schedule.T), torch.Generator().manual_seed(seed)
+    s = noise_statistics(noisy_invert(model, x, z, grid, generator))
+    clean, true = noise_statistics(model.invert(x, z, grid=grid)), noise_statistics(torch.randn(x.shape, generator=generator))
+    numbers = {"steps": len(grid) - 1, "x_T": s, "from_clean_images": clean, "gaussian_noise": true}
+    if not all(map(math.isfinite, s.values())):
+        return _finding("x_T", "bad", "inversion gives NaN or infinite values", "not finite", numbers)
+    off = {"the mean": abs(s["mean"]) / 0.1, "the std": abs(math.log(max(s["std"], 1e-9))) / 0.1,
+           "means of single pixels": (s["pixel_means"] - 1) / 0.5, "correlation of neighbours": abs(s["neighbours"]) / 0.1,
+           "kurtosis": abs(s["kurtosis"]) / 0.5}
+    worst = max(off, key=off.get)
+    says = (f"inverted, images with the least noise of the schedule become x_T of mean {s['mean']:.2f}, std {s['std']:.2f}, correlation "
+            f"of neighbours {s['neighbours']:.3f}, excess kurtosis {s['kurtosis']:.2f}; Gaussian noise has 0, 1, 0, 0. (From clean images "
+            f"the std is {clean['std']:.2f}: their flat patches hold no noise to find, and become about 0)")
+    if off[worst] > 1:
+        return _finding("x_T", "look" if off[worst] <= 4 else "bad", f"{says}. Most off: {worst}", "x_T", numbers)
+    return _finding("x_T", "ok", says, numbers=numbers)
+
+
+def _reconstruction(model: Autoencoder, x: Tensor, seed: int, space) -> Finding:
+    z, n, T = model.encode(x), min(16, len(x)), model.schedule.T
+    random = model.decode(z, model.noise(len(x), torch.Generator().manual_seed(seed)), steps=min(20, T))
+    inferred = model.decode(z[:n], model.invert(x[:n], z[:n], grid=log_grid(T)), grid=log_grid(T))
+    if not bool(random.isfinite().all() and inferred.isfinite().all()):
+        return _finding("reconstruction", "bad", "rebuilt images hold NaN or infinite values", "not finite")
+    own = nearest_is_own(space(random), space(x))
+    error, exact = (float(mse(a.clamp(-1, 1), b.clamp(-1, 1)).mean()) for a, b in ((random, x), (inferred, x[:n])))
+    says = (f"rebuilt from z and random x_T, {own.value:.2f} of {len(x)} images are nearest to their own original ({own.space}; MSE "
+            f"{error:.4f} on [0, 1]); with the inferred x_T the MSE is {exact:.1e}")
+    numbers = {"nearest_is_own": own.value, "mse_random_x_T": error, "mse_inferred_x_T": exact, "space": own.space}
+    if own.value < 0.5:
+        return _finding("reconstruction", "bad", says, "not rebuilt", numbers)
+    if own.value < 0.9 or exact > max(error, 1e-3):
+        return _finding("reconstruction", "look", says, "rebuilt badly", numbers)
+    return _finding("reconstruction", "ok", says, numbers=numbers)
+
+
+def _memorisation(model: Autoencoder, x: Tensor, train: Tensor, seed: int, space) -> Finding:
+    generator, steps = torch.Generator().manual_seed(seed), min(20, model.schedule.T)
+    if isinstance(model, PDAE):
+        what, made = "samples of the DPM", sampling.dpm_solver(model.dpm, model.noise(50, generator), model.schedule, steps=steps)
+    else:
+        what, made = "images rebuilt from z", model.decode(model.encode(x[:50].to(model.device)), steps=steps, generator=generator)
+    if not bool(made.isfinite().all()):
+        return _finding("memorisation", "bad", f"{what} hold NaN or infinite values", "not finite")
+    ratio = copying(space(made), space(train), space(x))
+    says = (f"{what} are {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times as far from training images, relative to held-out "
+            f"ones, as held-out images are ({ratio.space})")
+    numbers = {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "space": ratio.space}
+    if ratio.high < 0.9:
+        return _finding("memorisation", "bad" if ratio.high < 0.5 else "look", says, "copies", numbers)
+    return _finding("memorisation", "ok", says, numbers=numbers)
+
+
+def _probes(model: Autoencoder, held_out, labels, train, train_labels, names, seed: int) -> Finding:
+    x, y = pick(held_out, PROBE_IMAGES, seed, labels)
+    if train is None or train_labels is None:
+        half = len(x) // 2
+        fit, test = (x[:half], y[:half]), (x[half:], y[half:])
+    else:
+        fit, test = pick(train, PROBE_IMAGES, seed, train_labels), (x, y)
+    try:
+        found = probe_scores(model, fit, test, names)
+    except ValueError as e:
+        return _finding("probes", "look", str(e), "few labels")
+    own, pca, chance = (found[k] for k in ("z", "pca", "chance"))
+    says = (f"linear probes trained on the z of {found['train']} images have {found['measure']} {own:.3f} on {found['test']} others; on "
+            f"as many principal components {pca:.3f}; by chance {chance:.2f}")
+    if own < chance + 0.2 * (1 - chance):
+        return _finding("probes", "bad", says, "no labels in z", found)
+    if own < pca - 0.02:
+        return _finding("probes", "look", says, "pca", found)
+    return _finding("probes", "ok", says, numbers=found)
+
+
+def _times(model: Autoencoder, shares) -> list[int]:
+    """Shares of T as distinct t from 1 on."""
+    return sorted({min(max(round(share * model.schedule.T), 1), model.schedule.T - 1) for share in shares})
+
+
+def _in(net: FeatureNet | None, layer: str):
+    """Images -> Features: of the network's layer, or their pixels."""
+    if net is None:
+        return lambda x: Features(x.detach().float().cpu().flatten(1), "pixels")
+    return lambda x: extract(net, x.detach().float().clamp(-1, 1), layer)

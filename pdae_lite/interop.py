@@ -1,9 +1,0 @@
-"""Other people's models in: diffusers' models and schedulers (`diffusers_io`), U-Nets of guided-diffusion and
-improved-diffusion (`adm`), and the PDAE authors' release (`released`).
-"""
-from .adm import load_adm
-from .diffusers_io import from_diffusers, sample_with
-from .released import CELEBA_ATTRIBUTES, load_released_classifier, load_released_dpm, load_released_latent, load_released_pdae
-
-__all__ = ["CELEBA_ATTRIBUTES", "from_diffusers", "load_adm", "load_released_classifier", "load_released_dpm",
-           "load_released_latent", "load_released_pdae", "sample_with"]

@@ -1,0 +1,65 @@
+"""Other people's checkpoints: pickles, read with `torch.load(weights_only=True)`, which runs no code; and their YAML files."""
+import os
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from ..checkpoint import CheckpointError
+
+PathLike = str | os.PathLike
+
+
+def read_state(path: PathLike, want: tuple[str, ...]) -> dict:
+    """The dict in a `.pt` file, with the state dicts named in `want`; with none named, itself a state dict."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; download it again or correct the path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # a foreign file can fail in torch.load in any way
+        raise CheckpointError(f"{path}: not a complete PyTorch checkpoint of plain tensors ({_line(e)}); download it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of tensors; is it the right file?")
+    for state, name in [(content.get(k), f"no state dict {k!r}") for k in want] or [(content, "no state dict")]:
+        if not isinstance(state, dict) or not state or not all(torch.is_tensor(v) for v in state.values()):
+            raise CheckpointError(f"{path}: holds {name} (it has {_some(content)}); is it the right file?")
+    return content
+
+
+def read_yaml(path: PathLike, want: tuple[str, ...]) -> dict:
+    """The mapping in a YAML file, with the sections in `want`."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; want the YAML file that came with the checkpoint")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise CheckpointError(f"{path}: not a YAML file ({_line(e)}); want the one that came with the checkpoint") from None
+    for name in want:
+        if not isinstance(content, dict) or not isinstance(content.get(name), dict):
+            raise CheckpointError(f"{path}: has no section {name}; want the YAML file that came with the checkpoint")
+    return content
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], path: PathLike, source) -> None:
+    """Load `state`, or say which layer doesn't fit what `source` describes."""
+    own = module.state_dict()
+    wrong = [f"{k} is missing, want shape {list(v.shape)}" for k, v in own.items() if k not in state]
+    wrong += [f"{k} has shape {list(state[k].shape)}, want {list(v.shape)}"
+              for k, v in own.items() if k in state and state[k].shape != v.shape]
+    wrong += [f"{k} has shape {list(v.shape)}, want no such layer" for k, v in state.items() if k not in own]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise CheckpointError(f"{path}: {wrong[0]}{more}; the weights don't fit {source}")
+    module.load_state_dict(state)
+
+
+def _some(content: dict) -> str:
+    names = [str(k) for k in content]
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "nothing"
+
+
+def _line(e: Exception) -> str:
+    return (str(e).strip() or type(e).__name__).splitlines()[0][:120]

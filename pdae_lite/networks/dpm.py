@@ -1,0 +1,89 @@
+"""Other prediction types as noise predictors: v (Salimans & Ho 2022) and x_0. Everything else in the library sees ε."""
+from torch import Tensor, nn
+
+from ..losses import dpm_loss
+from ..schedule import NoiseSchedule
+
+PREDICTIONS = ("epsilon", "v", "x_0")
+
+
+def to_epsilon(output: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, prediction: str) -> Tensor:
+    """What a network predicts, as ε. With v = √ᾱ ε − √(1−ᾱ) x_0:
+
+        ε = √ᾱ_t v + √(1−ᾱ_t) x_t        from v
+        ε = (x_t − √ᾱ_t x_0)/√(1−ᾱ_t)    from x_0
+    """
+    if prediction == "epsilon":
+        return output
+    if prediction == "v":
+        return schedule.at("sqrt_alpha_bar", t, x_t) * output + schedule.at("sqrt_one_minus_alpha_bar", t, x_t) * x_t
+    if prediction == "x_0":
+        return schedule.predict_eps(x_t, t, output)
+    raise ValueError(f"prediction {prediction!r}; want one of {', '.join(PREDICTIONS)}")
+
+
+class NoisePredictor(nn.Module):
+    """A DPM: ε_θ(x_t, t) is `head(trunk(x_t, t))`. Some take a condition, as one more argument of the trunk."""
+
+    default_weight = "simple"
+
+    def forward(self, x_t: Tensor, t: Tensor, *condition) -> Tensor:
+        return self.head(self.trunk(x_t, t, *condition))
+
+    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None, schedule: NoiseSchedule, weight) -> Tensor:
+        """What `train` minimises: `losses.dpm_loss`, with the labels if the network is class-conditional."""
+        conditional = getattr(self.config, "num_classes", None) is not None
+        return dpm_loss(self, x_0, t, eps, schedule, weight, y if conditional else None)
+
+
+class AsEpsilon(NoisePredictor):
+    """A DPM that predicts v or x_0, as a DPM that predicts ε: same trunk, and a head that converts.
+
+    A network that predicts v is right about ε for free where t is large: its error enters ε times √ᾱ_t.
+    """
+
+    def __init__(self, model: nn.Module, prediction: str, schedule: NoiseSchedule):
+        super().__init__()
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction {prediction!r}; want one of {', '.join(PREDICTIONS)}")
+        self.model, self.prediction, self.schedule = model, prediction, schedule
+
+    @property
+    def config(self):
+        """The wrapped network's configuration."""
+        return self.model.config
+
+    @property
+    def data_range(self):
+        """The wrapped network's data range."""
+        return self.model.data_range
+
+    def trunk(self, x_t: Tensor, t: Tensor, *condition):
+        """Features of the wrapped network."""
+        return self.model.trunk(x_t, t, *condition)
+
+    def head(self, features) -> Tensor:
+        """ε [N, C, H, W] from features."""
+        return to_epsilon(self.model.head(features), features.x_t, features.t, self.schedule, self.prediction)
+
+    def gradient_estimator(self, z_dim: int, **options) -> nn.Module:
+        """A fresh gradient estimator on the wrapped network's trunk, with its own `options`."""
+        return self.model.gradient_estimator(z_dim, **options)
+
+    def to_config(self) -> dict:
+        """The configuration as JSON-able values."""
+        from ..checkpoint import describe
+
+        return {"model": describe(self.model), "prediction": self.prediction, "schedule": self.schedule.to_config()}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "AsEpsilon":
+        """The inverse of `to_config`; weights are random."""
+        from ..checkpoint import build
+
+        return cls(build(config["model"]), config["prediction"], NoiseSchedule.from_config(config["schedule"]))
+
+
+def as_epsilon(model: nn.Module, kind: str, schedule: NoiseSchedule) -> nn.Module:
+    """`model` itself if it predicts ε, otherwise wrapped in `AsEpsilon`. `kind`: "epsilon", "v" or "x_0"."""
+    return model if kind == "epsilon" else AsEpsilon(model, kind, schedule)

@@ -1,0 +1,272 @@
+"""The U-Net of the ADM family (Dhariwal & Nichol 2021), cut in two, and the gradient estimator on its trunk.
+
+    trunk(x_t, t)  -> Features     time embedding and input blocks: frozen and shared
+    head(Features) -> ε            middle block, output blocks, output layer
+    GradientEstimator(Features, z) a second head on the same features, with z in every block's AdaGN
+
+State-dict names follow guided-diffusion and, for the estimator, the PDAE release, so those files load unrenamed.
+"""
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..clock import GridEmbedding
+from .blocks import AttentionBlock, Downsample, ResBlock, Stage, Upsample, check_images, group_norm, timestep_embedding, zeroed
+from .dpm import NoisePredictor
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of a U-Net. The defaults are the paper's 64×64 network.
+
+    `image_size` None: unknown, as of some foreign networks; then noise to decode has to be given.
+    `attention_downsampling` names the levels with attention by their downsampling factor, counted from the first
+    feature map (guided-diffusion's `attention_resolutions`): 4 means 16×16 for a 64×64 image with `patch_size` 1.
+    `head_channels` fixes the width of an attention head and overrides `num_heads`. `patch_size` p works on p×p
+    pixels at once (pixel-unshuffle in, shuffle and one small convolution out): p² fewer positions, for small machines.
+    `learn_variance` networks predict 2C channels; the first C are the noise. `num_classes`: conditional on a label.
+    `z_dim`: conditional on a code, by AdaGN in every residual block (Diff-AE). `data_range` None: latents, free.
+    """
+
+    image_size: int | None = 64
+    in_channels: int = 3
+    base_channels: int = 64
+    channel_mult: tuple[float, ...] = (1, 2, 4, 8)
+    num_res_blocks: int = 2
+    attention_downsampling: tuple[int, ...] = (4,)
+    dropout: float = 0.0
+    num_heads: int = 1
+    head_channels: int | None = None
+    new_attention_order: bool = False
+    resblock_updown: bool = True
+    conv_resample: bool = True
+    scale_shift_norm: bool = True
+    learn_variance: bool = False
+    patch_size: int = 1
+    num_classes: int | None = None
+    z_dim: int | None = None
+    data_range: tuple[float, float] | None = (-1.0, 1.0)
+
+    def __post_init__(self):
+        for name in ("channel_mult", "attention_downsampling", "data_range"):
+            value = getattr(self, name)
+            if isinstance(value, list):  # JSON has no tuples
+                object.__setattr__(self, name, tuple(value))
+        if self.image_size is not None and self.image_size % self.size_multiple:
+            raise ValueError(f"image_size={self.image_size}; want a multiple of {self.size_multiple} "
+                             f"({len(self.channel_mult)} levels, patch_size {self.patch_size})")
+        if self.num_classes is not None and self.z_dim is not None:
+            raise ValueError(f"num_classes={self.num_classes} and z_dim={self.z_dim}; want one condition at most")
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width must be multiples of this."""
+        return self.patch_size * 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def embedding_channels(self) -> int:
+        """Width of the time embedding."""
+        return 4 * self.base_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the raw output: C, or 2C with a learned variance."""
+        return self.in_channels * (2 if self.learn_variance else 1)
+
+
+class Features(NamedTuple):
+    """What the trunk hands to the heads."""
+
+    x_t: Tensor  # [N, C, H, W], the input, for heads that convert what they predict
+    t: Tensor  # [N]
+    emb: Tensor  # [N, embedding_channels], time (and class) embedding; [1, …] where it is the same for all
+    h: Tensor  # features at the lowest resolution
+    skips: tuple[Tensor, ...]  # one for each input block
+    emb_z: Tensor | None = None  # [N, embedding_channels], embedding of the code that the trunk was given
+
+
+# ---- the three parts, built alike for the U-Net and for the estimator -----------------------------------------
+
+
+def _res(config: UNetConfig, channels: int, out_channels: int, resample: str | None = None, z: bool = False, t: bool = True) -> ResBlock:
+    return ResBlock(channels, out_channels, config.embedding_channels if t else None, config.dropout, resample,
+                    config.scale_shift_norm, config.embedding_channels if z else None)
+
+
+def _attention(config: UNetConfig, channels: int) -> AttentionBlock:
+    return AttentionBlock(channels, config.num_heads, config.head_channels, config.new_attention_order)
+
+
+def input_blocks(config: UNetConfig, z: bool = False, t: bool = True) -> tuple[nn.ModuleList, list[int]]:
+    """Input blocks and the channels of each one's output (the skips). `z`, `t`: whether the blocks are told them."""
+    channels = int(config.base_channels * config.channel_mult[0])
+    blocks = [Stage(nn.Conv2d(config.in_channels * config.patch_size**2, channels, 3, padding=1))]
+    skips, factor = [channels], 1
+    for level, mult in enumerate(config.channel_mult):
+        for _ in range(config.num_res_blocks):
+            width = int(config.base_channels * mult)  # ADM's 512×512 network has a multiplier of 0.5
+            layers = [_res(config, channels, width, z=z, t=t)]
+            channels = width
+            if factor in config.attention_downsampling:
+                layers.append(_attention(config, channels))
+            blocks.append(Stage(*layers))
+            skips.append(channels)
+        if level < len(config.channel_mult) - 1:
+            down = (_res(config, channels, channels, "down", z=z, t=t) if config.resblock_updown
+                    else Downsample(channels, config.conv_resample))
+            blocks.append(Stage(down))
+            skips.append(channels)
+            factor *= 2
+    return nn.ModuleList(blocks), skips
+
+
+def middle_block(config: UNetConfig, z: bool = False, t: bool = True) -> Stage:
+    """Residual block, attention, residual block, at the lowest resolution."""
+    channels = int(config.base_channels * config.channel_mult[-1])
+    told = {"z": z, "t": t}
+    return Stage(_res(config, channels, channels, **told), _attention(config, channels), _res(config, channels, channels, **told))
+
+
+def _output_blocks(config: UNetConfig, skips: list[int], z: bool = False) -> nn.ModuleList:
+    skips, blocks = list(skips), []
+    channels, factor = int(config.base_channels * config.channel_mult[-1]), 2 ** (len(config.channel_mult) - 1)
+    for level, mult in reversed(list(enumerate(config.channel_mult))):
+        for i in range(config.num_res_blocks + 1):
+            width = int(config.base_channels * mult)
+            layers = [_res(config, channels + skips.pop(), width, z=z)]
+            channels = width
+            if factor in config.attention_downsampling:
+                layers.append(_attention(config, channels))
+            if level and i == config.num_res_blocks:
+                layers.append(_res(config, channels, channels, "up", z=z) if config.resblock_updown
+                              else Upsample(channels, config.conv_resample))
+                factor //= 2
+            blocks.append(Stage(*layers))
+    return nn.ModuleList(blocks)
+
+
+def _out(config: UNetConfig, out_channels: int) -> nn.Sequential:
+    channels, p = int(config.base_channels * config.channel_mult[0]), config.patch_size
+    if p == 1:
+        return nn.Sequential(group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1)))
+    # The last convolution runs on pixels, not patches: each pixel sees its neighbours in the next patch, which
+    # removes the grid that a bare shuffle leaves. It has no bias, so zero in is zero out.
+    width = 16
+    return nn.Sequential(group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, width * p**2, 3, padding=1)),
+                         nn.PixelShuffle(p), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1, bias=False))
+
+
+def _run_head(features: Features, middle: Stage, outputs: nn.ModuleList, out: nn.Module, emb_z: Tensor | None = None) -> Tensor:
+    h = middle(features.h, features.emb, emb_z)
+    for block, skip in zip(outputs, reversed(features.skips)):
+        h = block(torch.cat([h, skip], 1), features.emb, emb_z)
+    return out(h)
+
+
+class UNet(NoisePredictor):
+    """A noise predictor ε_θ(x_t, t). `unet(x_t, t)` is `unet.head(unet.trunk(x_t, t))`.
+
+    Args of the call: x_t [N, C, H, W]; t int64 [N]; and a condition, for networks that have one: labels y int64 [N] with
+    `num_classes`, codes z float [N, z_dim] (or [1, z_dim] for all) with `z_dim`. Returns ε [N, C, H, W].
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        base, width = config.base_channels, config.embedding_channels
+        self.time_embed = nn.Sequential(nn.Linear(base, width), nn.SiLU(), nn.Linear(width, width))
+        self._grid_embedding = GridEmbedding()
+        if config.num_classes is not None:
+            self.label_emb = nn.Embedding(config.num_classes, width)
+        coded = config.z_dim is not None
+        if coded:
+            self.z_emb = nn.Linear(config.z_dim, width)
+        self.input_blocks, skips = input_blocks(config, coded)
+        self.middle_block = middle_block(config, coded)
+        self.output_blocks = _output_blocks(config, skips, coded)
+        self.out = _out(config, config.out_channels)
+
+    @property
+    def data_range(self) -> tuple[float, float] | None:
+        """Range of the data that it was trained on; None: free."""
+        return self.config.data_range
+
+    def trunk(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Features:
+        """Time embedding and input blocks: all of the network that a gradient estimator shares."""
+        check_images(x_t, self.config.in_channels, self.config.size_multiple, "x_t")
+        self._check_condition(condition)
+        emb = self._grid_embedding(t, self._embed)
+        if self.config.num_classes is not None:
+            emb = emb + self.label_emb(condition)
+        emb_z = None if self.config.z_dim is None else self.z_emb(condition.to(self.z_emb.weight.dtype))
+        # Computed in the weights' precision; heads give back x_t's.
+        h, skips = F.pixel_unshuffle(x_t.to(self.time_embed[0].weight.dtype), self.config.patch_size), []
+        for block in self.input_blocks:
+            h = block(h, emb, emb_z)
+            skips.append(h)
+        return Features(x_t, t, emb, h, tuple(skips), emb_z)
+
+    def _embed(self, t: Tensor) -> Tensor:
+        return self.time_embed(timestep_embedding(t, self.config.base_channels).to(self.time_embed[0].weight.dtype))
+
+    def head(self, features: Features) -> Tensor:
+        """Features to ε [N, C, H, W]; a learned variance is dropped."""
+        out = _run_head(features, self.middle_block, self.output_blocks, self.out, features.emb_z)
+        return out[:, : self.config.in_channels].to(features.x_t.dtype)
+
+    def gradient_estimator(self, z_dim: int) -> "GradientEstimator":
+        """A fresh gradient estimator on this network's trunk."""
+        return GradientEstimator(self.config, z_dim)
+
+    def _check_condition(self, condition: Tensor | None) -> None:
+        num_classes, z_dim = self.config.num_classes, self.config.z_dim
+        if z_dim is not None:
+            if condition is None or not condition.is_floating_point() or condition.ndim != 2 or condition.shape[1] != z_dim:
+                raise ValueError(f"z is {_brief(condition)}; want float [N, {z_dim}]")
+        elif (condition is None) != (num_classes is None):
+            raise ValueError(f"y={'missing' if condition is None else 'given'}, but num_classes={num_classes}")
+
+    def to_config(self) -> dict:
+        """The configuration as JSON-able values."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_config(cls, config: dict) -> "UNet":
+        """The inverse of `to_config`; weights are random."""
+        return cls(UNetConfig(**config))
+
+
+class GradientEstimator(nn.Module):
+    """G_ψ(x_t, z, t): a second head on the frozen trunk, with z in every residual block's AdaGN (eq. 9).
+
+    Middle block, output blocks and output layer have the DPM's shapes; the output convolution starts at zero, so
+    G = 0 at first and the shifted model is the DPM. Call: features of the trunk, z [N, z_dim] -> [N, C, H, W].
+    """
+
+    def __init__(self, config: UNetConfig, z_dim: int):
+        super().__init__()
+        self.z_dim = z_dim
+        skips = _input_blocks_channels(config)
+        self.label_emb = nn.Linear(z_dim, config.embedding_channels)
+        self.shift_middle_block = middle_block(config, z=True)
+        self.shift_output_blocks = _output_blocks(config, skips, z=True)
+        self.shift_out = _out(config, config.in_channels)
+
+    def forward(self, features: Features, z: Tensor) -> Tensor:
+        if z.ndim != 2 or z.shape[1] != self.z_dim:
+            raise ValueError(f"z has shape {list(z.shape)}; want [N, {self.z_dim}]")
+        gradient = _run_head(features, self.shift_middle_block, self.shift_output_blocks, self.shift_out,
+                             self.label_emb(z.to(self.label_emb.weight.dtype)))
+        return gradient.to(features.x_t.dtype)
+
+
+def _input_blocks_channels(config: UNetConfig) -> list[int]:
+    with torch.device("meta"):  # shapes only: no memory, no random numbers drawn
+        return input_blocks(config)[1]
+
+
+def _brief(x: Tensor | None) -> str:
+    return "missing" if x is None else f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"

@@ -1,0 +1,226 @@
+"""Models measured: Tables 1 and 2 by the paper's protocol, and the reconstructions of any model.
+
+The protocol is the release's: its grid of t (`grid="paper"`), x̂_0 clamped in every step, inversion included, and its metrics.
+"""
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import counter_rng, metrics, sampling
+from ..applications.latent import LatentDPM
+from ..autoencoder import Autoencoder
+from ..data.builtin import to_float
+from ..metrics.features import FeatureNet, Features
+from ..metrics.intervals import Estimate, mean
+from ..pdae import PDAE
+from ..progress import progress_bar
+from .published import OFF_LAST, STEPS, TABLE_1_STEPS
+
+# ---- reconstructions of any model -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def reconstruction(model: Autoencoder, images, steps: int = 100, seed: int = 0, batch_size: int = 50,
+                   progress: bool = False) -> dict[str, dict[str, Estimate]]:
+    """{"random x_T": {"MSE": …, "SSIM": …, "PSNR": …}, "inferred x_T": …}: means over images with 95 % intervals, all on [0, 1].
+
+    Args:
+        images: a data set of uint8 images, or of (image, label).
+        steps: network evaluations, in the inversion too.
+
+    Raises:
+        ValueError: a model of data that aren't in [−1, 1].
+    """
+    if model.data_range != (-1.0, 1.0):
+        raise ValueError(f"the model's data range is {model.data_range}; these metrics are for images in [-1, 1]")
+    values: dict[str, dict[str, list[Tensor]]] = {}
+    for index, x_0 in _batches(images, batch_size, model.device, progress, "reconstruction"):
+        z, x_T = model.encode(x_0), counter_rng.normal(seed, 0, index, tuple(x_0.shape[1:])).to(x_0)
+        for row, noise in (("random x_T", x_T), ("inferred x_T", model.invert(x_0, z, steps))):
+            x = model.decode(z, noise, steps)
+            _gather(values, row, {"MSE": metrics.mse(x_0, x), "SSIM": metrics.ssim(x_0, x), "PSNR": metrics.psnr(x_0, x)})
+    return _means(values)
+
+
+def _gather(values: dict, row: str, measured: dict[str, Tensor]) -> None:
+    for metric, v in measured.items():
+        values.setdefault(row, {}).setdefault(metric, []).append(v.double().cpu())
+
+
+def _means(values: dict) -> dict[str, dict[str, Estimate]]:
+    return {row: {metric: mean(torch.cat(v)) for metric, v in columns.items()} for row, columns in values.items()}
+
+
+# ---- Table 1: reconstruction ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A distance between images [N, C, H, W] in [−1, 1]: [N]; `name` is "LPIPS" for LPIPS alone."""
+
+    name: str
+    function: Callable[[Tensor, Tensor], Tensor]
+
+
+def lpips_distance() -> Distance:
+    """LPIPS on AlexNet, which torchvision fetches unless it is in torch's cache."""
+    return Distance("LPIPS", lambda a, b: metrics.lpips(a, b, download=True))
+
+
+def feature_distance(space: "FeatureSpace") -> Distance:
+    """Euclidean distance in a feature space. Not LPIPS."""
+    return Distance(f"distance in {space.name}", lambda a, b: (space(a) - space(b)).norm(dim=1))
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM of each pair [N, C, H, W] on [0, 1], as published: the 11×11 Gaussian window (σ = 1.5) sees zeros beyond the border, and
+    border pixels count. (`metrics.ssim` leaves them out, as Wang et al. 2004 do.)"""
+    u = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
+    g = torch.exp(-u.square() / (2 * 1.5**2))
+    window = (g[:, None] * g / g.sum() ** 2).expand(a.shape[1], 1, 11, 11)
+
+    def local(x: Tensor) -> Tensor:
+        return F.conv2d(x, window, padding=5, groups=x.shape[1])
+
+    mean_a, mean_b = local(a), local(b)
+    var_a, var_b, cov = local(a * a) - mean_a**2, local(b * b) - mean_b**2, local(a * b) - mean_a * mean_b
+    c_1, c_2 = 0.01**2, 0.03**2
+    value = (2 * mean_a * mean_b + c_1) * (2 * cov + c_2) / ((mean_a**2 + mean_b**2 + c_1) * (var_a + var_b + c_2))
+    return value.mean((1, 2, 3))
+
+
+@torch.no_grad()
+def reconstructions(pdae: PDAE, x_0: Tensor, x_T: Tensor, steps: int, long_inversion: int | None = None) -> dict[str, Tensor]:
+    """The rows of Table 1 that a PDAE and its DPM give: reconstructions [N, C, H, W] of x_0; x_T [N, C, H, W] is the random one."""
+    paper = {"grid": "paper", "clip": True}
+    dpm, z = pdae.dpm, pdae.encode(x_0)
+    inferred = sampling.invert(dpm, x_0, pdae.schedule, steps, **paper)
+    out = {
+        "DDIM, inferred x_T": sampling.ddim(dpm, inferred, pdae.schedule, steps, **paper),
+        "PDAE, random x_T": pdae.decode(z, x_T, steps, **paper),
+        "PDAE, inferred x_T": pdae.decode(z, pdae.invert(x_0, z, steps, **paper), steps, **paper),
+    }
+    if long_inversion is not None:
+        out[f"PDAE, x_T inferred in {long_inversion} steps"] = pdae.decode(z, pdae.invert(x_0, z, long_inversion, **paper), steps, **paper)
+    return out
+
+
+def table_1(pdae: PDAE, images, distance: Distance, steps: int = TABLE_1_STEPS, long_inversion: int | None = None, seed: int = 0,
+            batch_size: int = 100, progress: bool = False) -> dict[str, dict[str, Estimate]]:
+    """{row: {"SSIM": …, distance.name: …, "MSE": …}}, means over a data set of uint8 images, with 95 % intervals.
+
+    The random x_T of image i depends on `seed` and i alone.
+    """
+    values: dict[str, dict[str, list[Tensor]]] = {}
+    for index, x_0 in _batches(images, batch_size, pdae.device, progress, f"Table 1, T = {steps}"):
+        x_T = counter_rng.normal(seed, 0, index, tuple(x_0.shape[1:])).to(x_0)
+        for row, x in reconstructions(pdae, x_0, x_T, steps, long_inversion).items():
+            a, b = (x_0 + 1) / 2, (x + 1) / 2
+            _gather(values, row, {"SSIM": ssim(a, b), distance.name: distance.function(x_0, x), "MSE": (a - b).square().mean((1, 2, 3))})
+    return _means(values)
+
+
+# ---- Table 2: unconditional samples -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """Images [N, C, H, W] in [−1, 1] to features [N, D]. Distances in Inception's space alone are FIDs: `is_inception`."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    is_inception: bool = False
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x).float()
+
+
+def inception_space(path: str | Path, device="cpu") -> FeatureSpace:
+    """FID's own features, from a TorchScript file of Inception that takes uint8 RGB images of any size and gives [N, 2048] (that
+    of StyleGAN2-ADA, inception-2015-12-05.pt, does).
+
+    Raises:
+        FileNotFoundError: no such file.  ValueError: no TorchScript.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; want a TorchScript of Inception, such as StyleGAN2-ADA's inception-2015-12-05.pt")
+    try:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch would rather see torch.export; files are as they are
+            net = torch.jit.load(str(path), map_location=device).eval()
+    except RuntimeError as e:
+        raise ValueError(f"{path}: not a TorchScript file ({str(e).strip().splitlines()[0][:100]})") from None
+
+    def features(x: Tensor) -> Tensor:
+        pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return net(pixels.expand(-1, 3, -1, -1), return_features=True)
+
+    return FeatureSpace("Inception features", features, True)
+
+
+def small_space(net: FeatureNet) -> FeatureSpace:
+    """The class features of one of this library's small networks, on images resized to what it takes."""
+    side, channels = net.config.image_size, net.config.in_channels
+
+    def features(x: Tensor) -> Tensor:
+        x = x.clamp(-1, 1)
+        x = x.expand(-1, channels, -1, -1) if x.shape[1] == 1 else x
+        x = x.mean(1, keepdim=True) if channels == 1 else x
+        if x.shape[2:] != (side, side):
+            x = F.interpolate(x, (side, side), mode="bilinear", antialias=True).clamp(-1, 1)
+        return net.features(x)
+
+    return FeatureSpace(f"{net.config.name} class features at {side}×{side}", features)
+
+
+@torch.no_grad()
+def real_statistics(space: FeatureSpace, images, device, batch_size: int = 100, progress: bool = False) -> metrics.Statistics:
+    """Mean and covariance of the features of a data set of uint8 images."""
+    parts = [space(x).cpu() for _, x in _batches(images, batch_size, device, progress, "real images")]
+    return metrics.statistics(Features(torch.cat(parts), space.name))
+
+
+@torch.no_grad()
+def latent_samples(latent: LatentDPM, z_T: Tensor, steps: int) -> Tensor:
+    """Codes [N, z_dim] as the release draws them: z_T and, in every step, ẑ_0 clamped to [−1, 1] (`LatentDPM.sample` doesn't)."""
+
+    def clamped(z_t: Tensor, t: Tensor) -> Tensor:
+        return latent(z_t, t)
+
+    clamped.data_range = (-1.0, 1.0)
+    return latent.stats.denormalise(sampling.ddim(clamped, z_T.clamp(-1, 1), latent.schedule, steps, grid="paper"))
+
+
+def table_2(pdae: PDAE, latent: LatentDPM, space: FeatureSpace, real: metrics.Statistics, count: int, steps: Iterable[int] = STEPS,
+            seed: int = 0, batch_size: int = 100, progress: bool = False) -> dict[str, dict[int, Estimate]]:
+    """{"DDIM": {T: distance}, "PDAE": {T: distance}}: Fréchet distances of `count` samples to the real images.
+
+    Both rows and all T start from the same noise. As in the release the latent DPM takes T steps too.
+    """
+    shape = (pdae.network.config.in_channels, *[pdae.network.config.image_size] * 2)
+    out: dict[str, dict[int, Estimate]] = {"DDIM": {}, "PDAE": {}}
+    for T in steps:
+        parts: dict[str, list[Tensor]] = {row: [] for row in out}
+        for index in progress_bar(torch.arange(count).split(batch_size), show=progress, desc=f"Table 2, T = {T}"):
+            x_T = counter_rng.normal(seed, 0, index, shape).to(pdae.device)
+            z = latent_samples(latent, counter_rng.normal(seed, 1, index, (latent.z_dim,)).to(pdae.device), T)
+            parts["DDIM"].append(space(sampling.ddim(pdae.dpm, x_T, pdae.schedule, T, grid="paper")).cpu())
+            parts["PDAE"].append(space(pdae.decode(z, x_T, T, grid="paper", off_last=OFF_LAST)).cpu())
+        for row, features in parts.items():
+            out[row][T] = metrics.fid(Features(torch.cat(features), space.name), real)
+    return out
+
+
+def _batches(images, batch_size: int, device, progress: bool, what: str):
+    """(indices, float images in [−1, 1] on the device), batch by batch."""
+    for index in progress_bar(torch.arange(len(images)).split(batch_size), show=progress, desc=what):
+        yield index, to_float(torch.stack([_image(images[int(i)]) for i in index])).to(device)
+
+
+def _image(item) -> Tensor:
+    return item[0] if isinstance(item, (tuple, list)) else item

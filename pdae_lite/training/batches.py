@@ -1,0 +1,120 @@
+"""The images of a training step, as a pure function of (seed, step): order, flips and augmentation."""
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .. import counter_rng
+from ..data.builtin import to_float
+
+SHARE_OF_DEVICE = 0.25  # data sets in memory that take less of what is free on the device live there
+
+
+class Batches:
+    """Images of a step. Epochs are permutations keyed by (seed, epoch); a step's samples are a pure function of it.
+
+    Args:
+        data: with `.tensors` (images, labels) that fit on `device` they live there; otherwise items, images or
+            (image, label), come through a DataLoader with `config.workers` processes, from pinned memory.
+        places: for each micro-batch of a step, the places [n] of this process's samples in the whole batch, on `device`.
+        start: the first step that will be asked for.
+        data_range: the model's. Float data outside of it are refused, all at once if they are in memory, otherwise by the
+            first batch: mostly they are images on [0, 1] or 0 … 255 that someone forgot to scale.
+    """
+
+    def __init__(self, data, config, device: torch.device, places: list[Tensor], start: int = 0,
+                 data_range: tuple[float, float] | None = None):
+        self.config, self.device, self.places, self.n = config, device, places, len(data)
+        self.data_range = data_range
+        if self.n < 1:
+            raise ValueError("data is empty; want at least one image")
+        tensors = getattr(data, "tensors", None)
+        self.orders, self.loader = {}, None
+        if tensors is not None and _fits(tensors[0], device):
+            self.images, *rest = [x.to(device) for x in tensors]
+            self._check_range(self.images)
+            self.labels = rest[0] if rest else None
+        else:
+            places = [p.cpu() for p in places]
+            self.loader = iter(DataLoader(data, batch_sampler=self._chosen_from(start, places), num_workers=config.workers,
+                                          pin_memory=device.type == "cuda", collate_fn=_collate))
+
+    def get(self, step: int, micro: int) -> tuple[Tensor, Tensor | None]:
+        """x_0 float [n, C, H, W] in [−1, 1], and labels or None. Steps and micro-batches are asked for in order."""
+        if self.loader is None:
+            chosen = self._chosen(step, self.places[micro])
+            x, y = self.images[chosen], None if self.labels is None else self.labels[chosen]
+        else:
+            x, y = next(self.loader)
+            self._check_range(x)
+        x = to_float(x.to(self.device, non_blocking=True))
+        y = None if y is None else y.to(self.device, non_blocking=True)
+        index = self.places[micro]
+        if x.ndim != 4 and (self.config.flip or self.config.augment):
+            raise ValueError(f"flip={self.config.flip}, augment={self.config.augment}, but the data have shape {list(x.shape)}; "
+                             "want images [N, C, H, W]")
+        if self.config.flip:
+            flip = counter_rng.uniform(self.config.seed, step, index, 1, "flip")[:, 0] < 0.5
+            x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+        if self.config.augment == "affine":
+            x = affine(x, counter_rng.uniform(self.config.seed, step, index, 7, "augment"))
+        return x, y
+
+    def _check_range(self, x: Tensor) -> None:
+        if self.data_range is not None and x.is_floating_point():
+            low, high = x.nan_to_num().aminmax()  # a NaN is for the training loop to skip and report
+            slack = 0.05 * (self.data_range[1] - self.data_range[0])
+            if low < self.data_range[0] - slack or high > self.data_range[1] + slack:
+                raise ValueError(f"data run from {low:.3g} to {high:.3g}; want uint8, or floats in [{self.data_range[0]:g}, "
+                                 f"{self.data_range[1]:g}]")
+        self.data_range = None  # once is enough
+
+    def _chosen(self, step: int, places: Tensor) -> Tensor:
+        """Indices into the data set [n], on the device of `places`; nothing is read from there."""
+        first = step * self.config.batch_size
+        epochs = range(first // self.n, (first + self.config.batch_size - 1) // self.n + 1)
+        self.orders = {e: self._order(e, places.device) for e in epochs}  # those of other epochs go
+        order = torch.cat(list(self.orders.values())) if len(epochs) > 1 else self.orders[epochs[0]]
+        return order[places + (first - epochs[0] * self.n)]
+
+    def _chosen_from(self, start: int, places: list[Tensor]) -> Iterator[list[int]]:
+        for step in itertools.count(start):
+            for part in places:
+                yield self._chosen(step, part).tolist()
+
+    def _order(self, epoch: int, device: torch.device) -> Tensor:
+        if epoch in self.orders:
+            return self.orders[epoch]
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
+        order = torch.randperm(self.n, generator=generator)
+        return order.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else order.to(device)
+
+
+def _fits(x: Tensor, device: torch.device) -> bool:
+    if device.type != "cuda" or x.device == device:
+        return True  # it is there already, or memory is shared
+    return x.numel() * x.element_size() < SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]
+
+
+def _collate(items: list) -> tuple[Tensor, Tensor | None]:
+    pairs = [(*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None) for item in items]
+    labels = None if pairs[0][1] is None else torch.stack([torch.as_tensor(p[1]) for p in pairs])
+    return torch.stack([p[0] for p in pairs]), labels
+
+
+def affine(x: Tensor, u: Tensor, share: float = 0.5) -> Tensor:
+    """Light distortion of a share of the images: shift ±2 pixels of 32, rotation ±10°, scale ±8 %, shear ±0.1.
+
+    x [N, C, H, W] on a background of −1; u [N, 7] uniform in [0, 1) decides.
+    """
+    v = 2 * u - 1
+    angle, scale, shear = v[:, 0] * math.radians(10), 1 + 0.08 * v[:, 1], 0.1 * v[:, 2]
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    theta = torch.stack([torch.stack([cos, -sin + shear, v[:, 3] / 8], 1), torch.stack([sin, cos, v[:, 4] / 8], 1)], 1)
+    theta = torch.where((u[:, 6] < share)[:, None, None], theta, torch.eye(2, 3, device=x.device))
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x + 1, grid, mode="bicubic", padding_mode="zeros", align_corners=False).clamp(0, 2) - 1

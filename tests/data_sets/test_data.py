@@ -1,0 +1,72 @@
+"""What ships: the digits and the model made on them."""
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pdae_lite
+from pdae_lite import data, losses
+from pdae_lite.evaluation.checks import trained_denoiser
+
+
+def test_digits_splits():
+    train, test = data.digits("train"), data.digits("test")
+    assert len(train) == 4500 and len(test) == 500
+    assert train.images.dtype == torch.uint8 and train.images.shape[1:] == (1, 32, 32)
+    assert train.labels.bincount().tolist() == [450] * 10 and test.labels.bincount().tolist() == [50] * 10
+    assert int(train.images[:, :, :2].max()) == 0 and int(train.images[..., -2:].max()) == 0  # padding
+    keys = [{image.numpy().tobytes() for image in split.images} for split in (train, test)]
+    assert not keys[0] & keys[1]
+    image, label = test[3]
+    assert torch.equal(image, test.images[3]) and int(label) == int(test.labels[3])
+
+
+def test_digits_refuses_other_splits():
+    with pytest.raises(ValueError, match="split 'valid'; want 'train' or 'test'"):
+        data.digits("valid")
+
+
+def test_the_digits_card_states_the_file():
+    packed = (data.ASSETS / "digits.npz.xz").read_bytes()
+    assert hashlib.sha256(packed).hexdigest() in (data.ASSETS / "digits.md").read_text()
+
+
+def test_float_and_uint8_round_trip():
+    every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(data.to_uint8(data.to_float(every)), every)
+    assert data.to_float(every).min() == -1 and data.to_float(every).max() == 1
+
+
+def test_load_lists_what_ships():
+    with pytest.raises(ValueError, match="no model 'cats' of kind 'pdae'.*'digits' kind 'pdae'"):
+        pdae_lite.load("cats")
+    assert {("digits", "pdae"), ("digits", "features"), ("peeps", "features")} <= set(pdae_lite.shipped())
+    assert torch.equal(pdae_lite.load("digits", kind="dpm").model.out[0].weight, pdae_lite.load("digits").dpm.model.out[0].weight)
+
+
+@pytest.mark.parametrize("name, kind", [(name, kind) for name, kind in pdae_lite.shipped() if kind in ("pdae", "diffae")])
+def test_the_shipped_model_is_the_one_on_its_card_and_as_good(name, kind):
+    record = json.loads((data.ASSETS / f"{name}_{kind}.json").read_text())
+    assert hashlib.sha256((data.ASSETS / f"{name}_{kind}.safetensors").read_bytes()).hexdigest() == record["file"]["sha256"]
+    model, dpm = pdae_lite.load(name, kind), pdae_lite.load(name, "dpm")
+    images = data.digits("test") if name == "digits" else data.peeps("test", model.network.config.image_size)
+    x, ts = images.floats(slice(0, 100)), [300, 600]
+    error = losses.noise_error(lambda x: trained_denoiser(model, model.encode(x)), x, model.schedule, ts)
+    fill = losses.fill(error, losses.noise_error(lambda x: dpm, x, model.schedule, ts))
+    recorded = torch.tensor([record["fill"]["model"][record["fill"]["t"].index(t)] for t in ts])
+    assert (fill - recorded).abs().max() < 0.05  # 100 of the held-out images
+
+
+def test_assets_stay_within_the_budget():
+    sizes = [p.stat().st_size for p in data.ASSETS.rglob("*") if p.is_file()]
+    assert max(sizes) < 15 * 2**20 and sum(sizes) < 60 * 2**20
+
+
+def test_heavy_libraries_load_where_they_are_used():
+    code = "import sys, pdae_lite; print([m for m in ('matplotlib', 'accelerate', 'torchmetrics', 'diffusers', 'torchvision', 'IPython') " \
+           "if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,304 @@
+"""The families of models that can be the frozen DPM, and what holds for each: the table in README is checked here.
+
+`python tests/test_families.py` prints the table as it was found.
+"""
+import functools
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from small_unets import NAMES, UNETS, diffusers, forward, random, scheduler, unet
+from torch.utils.data import TensorDataset
+
+from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, as_epsilon, interop, sampling, train
+from pdae_lite.networks.dpm import to_epsilon
+from pdae_lite.networks.encoder import EncoderConfig, LabelEncoder
+
+pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+
+DATA = Path(__file__).parents[1] / "data"
+README = Path(__file__).parents[2] / "README.md"
+T_BATCH = torch.tensor([1, 50])
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Family:
+    """`make` gives a PDAE on a DPM; `eps` our ε and the reference's, both [N, C, H, W]; `reference` says what that is."""
+
+    reference: str
+    make: Callable[[], PDAE]
+    eps: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    trained: bool = False  # came with an estimator of its own
+
+
+def encoder(size, channels, z_dim=4):
+    return SemanticEncoder(EncoderConfig(size, channels, (8, 8), None, z_dim=z_dim))
+
+
+# ---- our own networks -------------------------------------------------------------------------------------------------
+
+
+def own(prediction):
+    torch.manual_seed(0)
+    net = UNet(UNetConfig(16, 1, 8, (1, 2), 1, (2,), patch_size=2)).eval()
+    for p in net.out.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return net, as_epsilon(net, prediction, NoiseSchedule.linear())
+
+
+def own_eps(prediction):
+    net, dpm = own(prediction)
+    x, schedule = torch.randn(2, 1, 16, 16), NoiseSchedule.linear()
+    return dpm(x, T_BATCH), to_epsilon(net(x, T_BATCH), x, T_BATCH, schedule, prediction)
+
+
+# ---- fixtures of other people's code -----------------------------------------------------------------------------------
+
+
+def arrays(folder):
+    with np.load(DATA / folder / "expected.npz", allow_pickle=False) as f:
+        return {k: torch.from_numpy(f[k]) for k in f.files if f[k].ndim}
+
+
+def released(name):
+    return [DATA / "official_pdae_tiny" / part for part in name]
+
+
+def released_dpm():
+    return interop.load_released_dpm(*released(["ddpm_checkpoint.pt", "ddpm_config.yml"]))
+
+
+def released_pdae():
+    return interop.load_released_pdae(*released(["checkpoint.pt", "config.yml", "ddpm_config.yml"]))
+
+
+def released_pdae_eps():
+    e = arrays("official_pdae_tiny")
+    return torch.cat(released_pdae()(e["x_t"], e["t"], e["z"])), torch.cat([e["eps"], e["gradient"]])
+
+
+def released_dpm_eps():
+    e = arrays("official_pdae_tiny")
+    return released_dpm()(e["x_t"], e["t"]), e["eps"]
+
+
+def adm():
+    return interop.load_adm(DATA / "adm_tiny" / "model.pt", json.loads((DATA / "adm_tiny" / "config.json").read_text()))
+
+
+def adm_eps():
+    e = arrays("adm_tiny")
+    return adm()(e["x_t"], e["t"]), e["output"][:, :3]
+
+
+# ---- improved-diffusion, whose network diffusers can build too -----------------------------------------------------------
+
+
+def improved_reference():
+    """The network of improved-diffusion (strided convolutions between levels) as diffusers builds it."""
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=16, in_channels=3, out_channels=6, layers_per_block=1, block_out_channels=(32, 64), attention_head_dim=32,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), norm_eps=1e-5,
+        attn_norm_num_groups=32, resnet_time_scale_shift="scale_shift", downsample_padding=1, flip_sin_to_cos=True, freq_shift=0,
+    ).eval().requires_grad_(False)
+
+
+def improved_state(model):
+    """Its weights under improved-diffusion's names."""
+    theirs, state = model.state_dict(), {}
+
+    def put(ours, name):
+        for part in ("weight", "bias"):
+            if f"{name}.{part}" in theirs:  # a block as wide as its input has no conv_shortcut
+                state[f"{ours}.{part}"] = theirs[f"{name}.{part}"]
+
+    def res(ours, name):
+        for a, b in (("in_layers.0", "norm1"), ("in_layers.2", "conv1"), ("emb_layers.1", "time_emb_proj"), ("out_layers.0", "norm2"),
+                     ("out_layers.3", "conv2"), ("skip_connection", "conv_shortcut")):
+            put(f"{ours}.{a}", f"{name}.{b}")
+
+    def attention(ours, name, heads=2):
+        put(f"{ours}.norm", f"{name}.group_norm")
+        for part, shape in (("weight", (heads, -1, 64)), ("bias", (heads, -1))):  # one head after the other, q, k, v in each
+            qkv = torch.cat([theirs[f"{name}.to_{x}.{part}"].reshape(shape) for x in "qkv"], 1)
+            state[f"{ours}.qkv.{part}"] = qkv.reshape(192, 64, 1) if part == "weight" else qkv.reshape(192)
+        put(f"{ours}.proj_out", f"{name}.to_out.0")
+        state[f"{ours}.proj_out.weight"] = state[f"{ours}.proj_out.weight"][..., None]
+
+    for ours, name in (("time_embed.0", "time_embedding.linear_1"), ("time_embed.2", "time_embedding.linear_2"),
+                       ("input_blocks.0.0", "conv_in"), ("input_blocks.2.0.op", "down_blocks.0.downsamplers.0.conv"),
+                       ("output_blocks.1.2.conv", "up_blocks.0.upsamplers.0.conv"), ("out.0", "conv_norm_out"), ("out.2", "conv_out")):
+        put(ours, name)
+    for ours, name in (("input_blocks.1.0", "down_blocks.0.resnets.0"), ("input_blocks.3.0", "down_blocks.1.resnets.0"),
+                       ("middle_block.0", "mid_block.resnets.0"), ("middle_block.2", "mid_block.resnets.1"),
+                       *((f"output_blocks.{2 * i + j}.0", f"up_blocks.{i}.resnets.{j}") for i in (0, 1) for j in (0, 1))):
+        res(ours, name)
+    for ours, name in (("input_blocks.3.1", "down_blocks.1.attentions.0"), ("middle_block.1", "mid_block.attentions.0"),
+                       ("output_blocks.0.1", "up_blocks.0.attentions.0"), ("output_blocks.1.1", "up_blocks.0.attentions.1")):
+        attention(ours, name)
+    return state
+
+
+def improved():
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(improved_state(improved_reference()), Path(folder) / "model.pt")
+        return interop.load_adm(Path(folder) / "model.pt", {"num_heads": 2, "image_size": 16})
+
+
+def improved_eps():
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return improved()(x, T_BATCH), forward(improved_reference(), x, T_BATCH)
+
+
+# ---- diffusers --------------------------------------------------------------------------------------------------------
+
+
+def from_diffusers(name):
+    dpm, schedule = interop.from_diffusers(unet(name), scheduler(name))
+    size, channels = UNETS[name]["sample_size"], UNETS[name].get("in_channels", 3)
+    return PDAE(dpm, encoder(size, channels) if isinstance(size, int) else LabelEncoder(2, 4), schedule)
+
+
+def diffusers_eps(name):
+    x = random(name, 2)
+    return interop.from_diffusers(unet(name))[0](x, T_BATCH), forward(unet(name), x, T_BATCH)
+
+
+CONFIGURATIONS = {"celebahq": "shape of `ddpm-celebahq-256`", "adm": "ADM's blocks, learned variance, predicts v",
+                  "gray": "1 channel, learned time embedding, predicts x_0", "latent": "latents 4×32×32", "wide": "images of 8×16"}
+FAMILIES = {
+    "`UNet`": Family("itself", lambda: PDAE(own("epsilon")[1], encoder(16, 1), NoiseSchedule.linear()), lambda: own_eps("epsilon")),
+    "`UNet` that predicts v": Family("its v, converted", lambda: PDAE(own("v")[1], encoder(16, 1), NoiseSchedule.linear()),
+                                     lambda: own_eps("v")),
+    "the authors' release: a DPM": Family("the release's code", lambda: PDAE(released_dpm(), encoder(64, 3), NoiseSchedule.linear()),
+                                          released_dpm_eps),
+    "the authors' release: a PDAE": Family("the release's code, and its G", released_pdae, released_pdae_eps, trained=True),
+    "guided-diffusion": Family("guided-diffusion's code", lambda: PDAE(adm(), encoder(32, 3), NoiseSchedule.linear()), adm_eps),
+    "improved-diffusion": Family("the same network in diffusers", lambda: PDAE(improved(), encoder(16, 3), NoiseSchedule.linear()),
+                                 improved_eps),
+    **{f"diffusers: {what}": Family("diffusers' code", functools.partial(from_diffusers, name), functools.partial(diffusers_eps, name))
+       for name, what in CONFIGURATIONS.items()},
+}
+
+
+# ---- the cells: each is computed once, gives its text, and fails if it doesn't hold ---------------------------------------
+
+
+@functools.cache
+def subject(family):
+    return FAMILIES[family].make()
+
+
+def some_data(pdae):
+    config = pdae.network.config
+    size = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    x = torch.randn(4, config.in_channels, *size, generator=torch.Generator().manual_seed(0))
+    x = 3 * x if pdae.data_range is None else x.clamp(*pdae.data_range)
+    return x, torch.tensor([0, 1, 0, 1])
+
+
+def codes(pdae, x, y):
+    with torch.no_grad():
+        return pdae.encode(y if isinstance(pdae.encoder, LabelEncoder) else x)
+
+
+@functools.cache
+def parity(family):
+    with torch.no_grad():
+        got, want = FAMILIES[family].eps()
+    assert want.abs().max() > 0.1
+    if torch.equal(got, want):
+        return "equal"
+    assert float((got - want).abs().max()) < TOLERANCE
+    return "within 1e-4"
+
+
+@functools.cache
+def zero_shift(family):
+    pdae = FAMILIES[family].make()
+    x, y = some_data(pdae)
+    scale = 0.0 if FAMILIES[family].trained else 1.0
+    x_T = torch.randn(x[:2].shape, generator=torch.Generator().manual_seed(2))
+    got = pdae.decode(codes(pdae, x, y)[:2] + 1, x_T, steps=2, scale=scale)
+    assert torch.equal(got, sampling.ddim(pdae.dpm, x_T, pdae.schedule, 2))
+    return "with the shift at scale 0" if FAMILIES[family].trained else "yes"
+
+
+@functools.cache
+def trains(family):
+    pdae = subject(family)
+    before = {k: v.clone() for k, v in pdae.state_dict().items()}
+    train(pdae, TensorDataset(*some_data(pdae)), steps=3, batch_size=2, lr=1e-2, ema=0.0, progress=False)
+    changed = {k.split(".")[0] for k, v in pdae.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"encoder", "estimator"}, changed
+    x, y = some_data(pdae)
+    pdae.eval()
+    z, t = codes(pdae, x, y), torch.tensor([30, 50, 70, 90])
+    with torch.no_grad():
+        a, b = (pdae(x, t, part)[1] for part in (z, z.roll(1, 0)))
+    assert bool(a.isfinite().all()) and not torch.equal(a, b)  # z matters
+    return "yes"
+
+
+@functools.cache
+def file(family):
+    trains(family)
+    path = Path(tempfile.mkdtemp()) / "pdae.safetensors"
+    subject(family).save(path, note="a note")
+    return path
+
+
+@functools.cache
+def saves(family):
+    with safe_open(file(family), framework="pt") as f:  # one file, and no pickle
+        assert set(f.keys()) == set(subject(family).state_dict())
+    assert not list(file(family).parent.glob("*.pt"))
+    return "yes"
+
+
+@functools.cache
+def loads(family):
+    pdae, loaded = subject(family), PDAE.load(file(family))
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in pdae.state_dict().items())
+    assert loaded.metadata == {"note": "a note"} and loaded.data_range == pdae.data_range and loaded.schedule == pdae.schedule
+    x, y = some_data(pdae)
+    x_T = torch.randn(x[:1].shape, generator=torch.Generator().manual_seed(2))
+    a, b = (m.decode(codes(m, x, y)[:1], x_T, steps=1) for m in (pdae, loaded))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)  # training left its weights in channels_last
+    return "yes"
+
+
+CELLS = {"ε agrees": parity, "untrained, it is the DPM": zero_shift, "trains": trains, "saves": saves, "loads": loads}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_holds(family, cell):
+    assert CELLS[cell](family)
+
+
+def table():
+    lines = [f"| DPM | ε compared with | {' | '.join(CELLS)} |", "|" + "---|" * (len(CELLS) + 2)]
+    return lines + [f"| {family} | {FAMILIES[family].reference} | {' | '.join(check(family) for check in CELLS.values())} |"
+                    for family in FAMILIES]
+
+
+def test_readme_has_the_table():
+    """Every cell was checked in this run, or is now."""
+    assert set(CONFIGURATIONS) == set(NAMES)
+    text = README.read_text(encoding="utf-8")
+    for line in table():
+        assert line in text.splitlines(), f"README lacks {line}; python tests/test_families.py prints the whole table"
+
+
+if __name__ == "__main__":
+    print(*table(), sep="\n")
