@@ -9,6 +9,8 @@
 from importlib import import_module
 from pathlib import Path
 
+import torch
+
 from .networks.dpm import as_epsilon
 from .networks.encoder import EncoderConfig, SemanticEncoder
 from .networks.unet import GradientEstimator, UNet, UNetConfig
@@ -26,7 +28,7 @@ _NAMES = {"train": "training", "TrainConfig": "training", "LatentDPM": "applicat
           "NoisyClassifier": "networks.classifier", "ClassifierConfig": "networks.classifier", "use_accelerator": "meeting"}
 
 __all__ = ["PDAE", "UNet", "UNetConfig", "GradientEstimator", "SemanticEncoder", "EncoderConfig", "NoiseSchedule",
-           "as_epsilon", "load", "shipped", *sorted(_MODULES), *_NAMES]
+           "as_epsilon", "best_device", "load", "shipped", *sorted(_MODULES), *_NAMES]
 
 
 def __getattr__(name: str):
@@ -35,6 +37,13 @@ def __getattr__(name: str):
     if name in _NAMES:
         return getattr(import_module(f".{_NAMES[name]}", __name__), name)
     raise AttributeError(f"module 'pdae_lite' has no attribute {name!r}")
+
+
+def best_device() -> torch.device:
+    """The accelerator, if there is one, else the CPU; for `load(..., device=device)` and its like. MPS is left out: it has no float64,
+    which the book's references need."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if device is None or device.type == "mps" else device
 
 
 def shipped() -> list[tuple[str, str]]:
