@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..warning import PDAEWarning
+
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CELEBA64_CROP = (57, 25, 128, 128)  # top, left, height, width in the aligned 218×178 images: the crop of D2C, used since
 
@@ -44,27 +46,11 @@ class ImageFiles(Dataset, ABC):
             if i in self.unreadable:
                 continue
             try:
-                return self._prepare(self._open(i))
+                return prepare(self._open(i), self.channels, self.size, self.crop, self.background)
             except image_errors() as e:
                 self.unreadable.add(i)
-                warnings.warn(f"{self._name(i)} can't be read ({e}); skipped", stacklevel=2)
+                warnings.warn(f"{self._name(i)} can't be read ({e}); skipped", PDAEWarning, stacklevel=2)
         raise ValueError(f"none of the {self.count} images can be read")
-
-    def _prepare(self, image) -> Tensor:
-        from PIL import Image
-
-        image = flatten(image, self.channels, self.background)
-        width, height = image.size
-        if self.crop is not None:
-            top, left, h, w = self.crop
-            if top + h > height or left + w > width:
-                raise ValueError(f"{height}×{width} pixels, too small for the crop {self.crop}")
-        else:
-            top, left, h, w = 0, 0, height, width
-        side = min(h, w)  # a centre square, resized at one go; Pillow's filters are antialiased
-        x, y = left + (w - side) // 2, top + (h - side) // 2
-        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))
-        return torch.from_numpy(np.array(image).reshape(self.size, self.size, self.channels)).permute(2, 0, 1).contiguous()
 
     @abstractmethod
     def _open(self, i: int):
@@ -75,12 +61,54 @@ class ImageFiles(Dataset, ABC):
         """What messages call image i."""
 
 
-def flatten(image, channels: int, background: int = 255):
+def prepare(image, channels: int, size: int, crop: tuple[int, int, int, int] | None = None, background: int = 255,
+            value_range: tuple[float, float] | None = None) -> Tensor:
+    """uint8 [channels, size, size] of any PIL image: its centre square (of the crop), resized at one go, antialiased."""
+    from PIL import Image
+
+    image = flatten(image, channels, background, value_range)
+    width, height = image.size
+    top, left, h, w = (0, 0, height, width) if crop is None else crop
+    if top + h > height or left + w > width:
+        raise ValueError(f"{height}×{width} pixels, too small for the crop {crop}")
+    side = min(h, w)
+    x, y = left + (w - side) // 2, top + (h - side) // 2
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))  # Pillow's filters are antialiased
+    return torch.from_numpy(np.array(image).reshape(size, size, channels)).permute(2, 0, 1).contiguous()
+
+
+def read_image(path: str | Path, channels: int, size: int, *, background: int = 255,
+               value_range: tuple[float, float] | None = None) -> Tensor:
+    """One image file as uint8 [channels, size, size], as training sees it: centre square, antialiased bilinear resize.
+
+    Args:
+        channels: 3, or 1 for greyscale.
+        background: grey level laid under transparent pixels.
+        value_range: the values in the file that become black and white; None: what the file's kind says.
+
+    Raises:
+        FileNotFoundError: no such file.  ValueError: not a readable image.
+    """
+    from PIL import Image
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with Image.open(path) as image:
+            return prepare(image, channels, size, None, background, value_range)
+    except image_errors() as e:
+        raise ValueError(f"{path}: not a readable image ({e}); want PNG, JPEG or another format that Pillow reads") from None
+
+
+def flatten(image, channels: int, background: int = 255, value_range: tuple[float, float] | None = None):
     """Any PIL image as "L" or "RGB": upright by its EXIF tag, 16 bits brought to 8, transparency laid over `background`."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip it
+    if value_range is not None and image.mode[0] in "IF":
+        low, high = value_range
+        image = Image.fromarray(((np.asarray(image, np.float64) - low) * 255 / (high - low)).clip(0, 255).round().astype(np.uint8))
+    elif image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip it
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -142,7 +170,8 @@ def folder(path: str | Path, size: int, channels: int = 3, background: int = 255
             bad.append(f"{p} ({e})")
     if bad:
         more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        warnings.warn(f"{len(bad)} of {len(found)} files can't be read and are skipped: {'; '.join(bad[:10])}{more}", stacklevel=2)
+        warnings.warn(f"{len(bad)} of {len(found)} files can't be read and are skipped: {'; '.join(bad[:10])}{more}",
+                      PDAEWarning, stacklevel=2)
     if not good:
         raise ValueError(f"{path} holds no readable image; want files like {', '.join(sorted(EXTENSIONS))}")
     return FolderImages(good, size, channels, background)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointError
 from ..networks.unet import UNet, UNetConfig
+from ..warning import PDAEWarning
 from .weights import PathLike, fill, read_state
 
 # UNetModel's arguments -> ours, with UNetModel's defaults.
@@ -118,7 +119,7 @@ def _heads(shown: dict, config: dict, path: PathLike) -> dict:
     heads = {"num_head_channels": 64} if shown["resblock_updown"] and not any(w % 64 for w in widths) else {"num_heads": 4}
     assumed = ", ".join(f"{k}={v}" for k, v in heads.items())
     warnings.warn(f"{path}: the weights don't show how many attention heads there are; taking {assumed}. If it is another number, ε is "
-                  "wrong: say it, for example config={'num_heads': 4} or {'num_head_channels': 64}", stacklevel=3)
+                  "wrong: say it, for example config={'num_heads': 4} or {'num_head_channels': 64}", PDAEWarning, stacklevel=3)
     return heads
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pdae_lite import data
+from pdae_lite.data import builtin
 from pdae_lite.data.builtin import load_arrays
 
 FILES = ("peeps_train.npz.xz", "peeps_valid.npz.xz", "peeps_test.npz.xz", "peeps_edits.npz.xz")
@@ -145,7 +146,7 @@ def test_refuses_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="edit 'beard'; want one of glasses, sunglasses"):
         data.peeps_counterfactuals("beard")
     packed = (data.ASSETS / "peeps_valid.npz.xz").read_bytes()
-    monkeypatch.setattr(data, "ASSETS", tmp_path)
+    monkeypatch.setattr(builtin, "ASSETS", tmp_path)
     with pytest.raises(FileNotFoundError, match="peeps_valid.npz.xz is missing.*install pdae_lite again"):
         data.peeps("valid")
     for damaged in (packed[:len(packed) // 2], packed[:5000] + b"\0" * 64 + packed[5064:], b""):
