@@ -7,10 +7,10 @@
     rebuilt = pdae.decode(z, x_T=pdae.invert(images, z))
 """
 from importlib import import_module
-from pathlib import Path
 
 import torch
 
+from .checkpoint import load, shipped
 from .networks.dpm import as_epsilon
 from .networks.encoder import EncoderConfig, SemanticEncoder
 from .networks.unet import GradientEstimator, UNet, UNetConfig
@@ -44,31 +44,3 @@ def best_device() -> torch.device:
     which the book's references need."""
     device = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if device is None or device.type == "mps" else device
-
-
-def shipped() -> list[tuple[str, str]]:
-    """(data set, kind) of every model file in the package; "dpm" comes with each "pdae"."""
-    return sorted(tuple(p.stem.split("_", 1)) for p in (Path(__file__).parent / "assets").glob("*_*.safetensors"))
-
-
-def load(name: str, kind: str = "pdae", device=None):
-    """A model that ships with the package, in eval mode.
-
-    Args:
-        name: the data set, for example "digits".
-        kind: "pdae", or "dpm" for the frozen DPM inside it; "features", the network to measure in; "probe", linear
-            probes on the PDAE's codes, and "diffae_probe" on the Diff-AE's; `shipped` lists all.
-        device: None: the CPU, or the accelerator after `use_accelerator()`.
-
-    Raises:
-        ValueError: nothing of that name and kind ships; the message lists what does.
-    """
-    from .checkpoint import load_model
-    from .meeting import default_device
-
-    path = Path(__file__).parent / "assets" / f"{name}_{'pdae' if kind == 'dpm' else kind}.safetensors"
-    if not path.is_file():
-        have = ", ".join(f"{n!r} kind {k!r}" for n, k in shipped()) or "no models"
-        raise ValueError(f"no model {name!r} of kind {kind!r} ships with pdae_lite; it has {have}")
-    model = load_model(path).to(default_device() if device is None else device)
-    return model.dpm if kind == "dpm" else model

@@ -5,13 +5,14 @@ import torch
 from torch import Tensor, nn
 
 from . import sampling
+from .checkpoint import Saved
 from .networks.blocks import check_images
 from .schedule import NoiseSchedule
 
 SAMPLERS = {"ddim": sampling.ddim, "ddpm": sampling.ddpm, "dpm_solver": sampling.dpm_solver}
 
 
-class Autoencoder(nn.Module, ABC):
+class Autoencoder(Saved, ABC):
     """A diffusion autoencoder: an encoder x_0 -> z, and a denoiser that knows z.
 
     A subclass sets `encoder` (with a `z_dim`) and `schedule`, and gives `network`, the noise predictor whose `config`
@@ -101,19 +102,6 @@ class Autoencoder(nn.Module, ABC):
         if y is None:
             raise ValueError("the encoder embeds labels, but the data set has none")
         return self.encoder(y)
-
-    def save(self, path, **metadata) -> None:
-        """Write one self-describing safetensors file: weights, configuration, schedule. Never pickle."""
-        from .checkpoint import save_model
-
-        save_model(path, self, metadata)
-
-    @classmethod
-    def load(cls, path, device="cpu"):
-        """Read a file written by `save`."""
-        from .checkpoint import load_model
-
-        return load_model(path, expect=cls).to(device)
 
     @property
     def _takes_labels(self) -> bool:

@@ -1,60 +1,131 @@
-"""Self-describing files: safetensors with the configuration and a checksum in the header, written atomically."""
-import hashlib
-import json
+"""Models as self-describing files: configuration and weights, so that a file says how to build what it holds."""
 import os
-import tempfile
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-FORMAT = "pdae_lite/1"
+from .meeting import default_device
+from .storage import CheckpointError, atomic_path, read, tensors_digest, to_float32, to_int8, write, write_text
 
-
-class CheckpointError(ValueError):
-    """A file that can't be read as what it should be; the message names the file and the cure."""
-
+__all__ = ["CheckpointError", "Saved", "Source", "atomic_path", "build", "check_references", "describe", "keep_by", "keep_shipped",
+           "load", "load_model", "read", "references", "save_model", "shipped", "shipped_file", "tensors_digest", "write", "write_text"]
 
 # ---- models by name ---------------------------------------------------------------------------------------------
 
+# Where each type is defined. Imported when one is built: everything stands above this file.
+TYPES = {"UNet": "networks.unet", "AsEpsilon": "networks.dpm", "SemanticEncoder": "networks.encoder", "UNetEncoder": "networks.encoder",
+         "LabelEncoder": "networks.encoder", "NoisyClassifier": "networks.classifier", "PDAE": "pdae", "DiffAE": "diffae",
+         "DiffusersDPM": "interop.diffusers_unet", "FeatureNet": "metrics.features", "LatentDPM": "applications.latent",
+         "LinearProbe": "applications.attributes"}
+# What brings the weights that a file left out: name -> state dict.
+PLACES = {"shipped": ("checkpoint", "shipped_dpm_weights"), "diffusers": ("interop.diffusers_files", "weights")}
 
-def _model_types() -> dict[str, type]:
-    from .applications.attributes import LinearProbe
-    from .applications.latent import LatentDPM
-    from .diffae import DiffAE
-    from .interop.diffusers_unet import DiffusersDPM
-    from .metrics.features import FeatureNet
-    from .networks.classifier import NoisyClassifier
-    from .networks.dpm import AsEpsilon
-    from .networks.encoder import LabelEncoder, SemanticEncoder, UNetEncoder
-    from .networks.unet import UNet
-    from .pdae import PDAE
 
-    return {cls.__name__: cls for cls in (UNet, AsEpsilon, SemanticEncoder, UNetEncoder, LabelEncoder, PDAE, DiffAE,
-                                         NoisyClassifier, DiffusersDPM, FeatureNet, LatentDPM, LinearProbe)}
+def _find(module: str, name: str):
+    return getattr(import_module(f".{module}", __package__), name)
 
 
 def describe(model: nn.Module) -> dict:
     """{"type": class name, "config": …}: enough to build the model anew."""
-    if hasattr(model, "shipped_with"):
-        return {"type": "shipped", "config": {"name": model.shipped_with, "sha256": tensors_digest(model.state_dict())}}
     name = type(model).__name__
-    if name not in _model_types():
-        raise ValueError(f"{name} can't be saved: it is not one of {', '.join(_model_types())}")
+    if name not in TYPES:
+        raise ValueError(f"{name} can't be saved: it is not one of {', '.join(TYPES)}")
     return {"type": name, "config": model.to_config()}
 
 
 def build(description: dict) -> nn.Module:
-    """The inverse of `describe`; weights are random, but of a part that is kept elsewhere."""
-    if description.get("type") == "shipped":
-        return _shipped_dpm(**description["config"])
-    types = _model_types()
-    if description.get("type") not in types:
-        raise ValueError(f"model type {description.get('type')!r}; this version knows {', '.join(types)}")
-    return types[description["type"]].from_config(description["config"])
+    """The inverse of `describe`; weights are random."""
+    name, config = description.get("type"), description.get("config")
+    if name == "shipped":  # how version 0.1 referred to the DPM of a shipped PDAE
+        model = build(read(shipped_file(config["name"]))[1]["model"]["config"]["dpm"])
+        model.source = Source("shipped", config["name"], config["sha256"], by_reference=True)
+        return model
+    if name not in TYPES:
+        raise ValueError(f"model type {name!r}; this version knows {', '.join(TYPES)}")
+    return _find(TYPES[name], name).from_config(config)
+
+
+class Saved(nn.Module):
+    """A model with a file of its own: weights and configuration, enough to build it anew.
+
+    By default the configuration is the frozen dataclass `config`, of type `Config`, all that the constructor takes. Other
+    models have a `to_config` of their own, and a `from_config`, unless the constructor takes just that.
+    """
+
+    Config: type | None = None
+
+    def to_config(self) -> dict:
+        """The configuration as JSON-able values."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_config(cls, config: dict):
+        """The inverse of `to_config`; weights are random."""
+        return cls(**config) if cls.Config is None else cls(cls.Config(**config))
+
+    def save(self, path: str | os.PathLike, metadata: dict | None = None) -> None:
+        """Write one self-describing safetensors file; `metadata` is any JSON-able provenance. Never pickle."""
+        save_model(path, self, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu"):
+        """Read a file written by `save`: float32, in eval mode; `metadata` is an attribute."""
+        return load_model(path, expect=cls).to(device)
+
+
+# ---- parts whose weights are elsewhere ----------------------------------------------------------------------------
+
+
+@dataclass
+class Source:
+    """Where the weights of a part of a model were read from: its attribute `source`.
+
+    `place`: one of `PLACES`; `name`: of the shipped model, or the folder or hub id; `sha256`: of the weights; `by_reference`:
+    a file leaves them out, and they are brought from there when it is read.
+    """
+
+    place: str
+    name: str
+    sha256: str
+    by_reference: bool = False
+
+    def check(self, part: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights, if they are those that were read.
+
+        Raises:
+            CheckpointError: they aren't.
+        """
+        found = tensors_digest(weights)
+        if found != self.sha256:
+            raise CheckpointError(f"{part} is kept by reference to {self.place} {self.name!r}, and the weights differ now (SHA-256 "
+                                  f"{found[:12]}…, want {self.sha256[:12]}…); put the old ones back, or keep it by value")
+        return weights
+
+    def bring(self, part: str) -> dict[str, Tensor]:
+        """The weights, read from there and checked."""
+        try:
+            weights = _find(*PLACES[self.place])(self.name)
+        except (ValueError, KeyError) as e:
+            raise CheckpointError(f"{part} is kept by reference to {self.place} {self.name!r}, which can't be read: {e}") from None
+        return self.check(part, weights)
+
+
+def keep_by(model: nn.Module, how: str) -> None:
+    """From now on, files hold the weights of a model's parts by "value", or by "reference" to where they were read from.
+
+    Raises:
+        ValueError: another word, or "reference" for a model that was read from nowhere.
+    """
+    sources = [source for _, source in _sources(model)]
+    if how not in ("value", "reference"):
+        raise ValueError(f"keep {how!r}; want 'value' or 'reference'")
+    if how == "reference" and not sources:
+        raise ValueError("keep 'reference' is for a DPM that from_diffusers read from a folder or the hub; this one was in memory")
+    for source in sources:
+        source.by_reference = how == "reference"
 
 
 def keep_shipped(dpm: nn.Module, name: str) -> None:
@@ -63,120 +134,85 @@ def keep_shipped(dpm: nn.Module, name: str) -> None:
     Raises:
         ValueError: it isn't.
     """
-    from . import load
-
-    if tensors_digest(dpm.state_dict()) != tensors_digest(load(name, "dpm").state_dict()):
-        raise ValueError(f"this DPM isn't that of the shipped model {name!r}")
-    dpm.shipped_with, dpm.weights_elsewhere = name, True
+    source = Source("shipped", name, tensors_digest(shipped_dpm_weights(name)), by_reference=True)
+    source.check("this DPM", dpm.state_dict())
+    dpm.source = source
 
 
-def _shipped_dpm(name: str, sha256: str) -> nn.Module:
-    from . import load
+def references(model: nn.Module) -> dict[str, Source]:
+    """The parts that a file leaves out, by their names; "": all of it."""
+    return {name: source for name, source in _sources(model) if source.by_reference}
 
-    dpm = load(name, "dpm")
-    if tensors_digest(dpm.state_dict()) != sha256:
-        raise CheckpointError(f"it was trained on the DPM of another {name!r} model than this version of pdae_lite ships; "
-                              "use the version that it came with")
-    dpm.shipped_with, dpm.weights_elsewhere = name, True
-    return dpm
+
+def _sources(model: nn.Module) -> list[tuple[str, Source]]:
+    return [(name, part.source) for name, part in model.named_modules() if isinstance(getattr(part, "source", None), Source)]
+
+
+def check_references(model: nn.Module) -> None:
+    """Raise a CheckpointError unless the parts that a file leaves out have the weights that they were read with."""
+    for name, source in references(model).items():
+        source.check(name or "the model", model.get_submodule(name).state_dict())
+
+
+# ---- what ships -----------------------------------------------------------------------------------------------------
+
+
+def shipped() -> list[tuple[str, str]]:
+    """(data set, kind) of every model file in the package; "dpm" comes with each "pdae"."""
+    return sorted(tuple(p.stem.split("_", 1)) for p in (Path(__file__).parent / "assets").glob("*_*.safetensors"))
+
+
+def shipped_file(name: str, kind: str = "pdae") -> Path:
+    """The file of a model that ships.
+
+    Raises:
+        ValueError: nothing of that name and kind ships; the message lists what does.
+    """
+    path = Path(__file__).parent / "assets" / f"{name}_{'pdae' if kind == 'dpm' else kind}.safetensors"
+    if not path.is_file():
+        have = ", ".join(f"{n!r} kind {k!r}" for n, k in shipped()) or "no models"
+        raise ValueError(f"no model {name!r} of kind {kind!r} ships with pdae_lite; it has {have}")
+    return path
+
+
+def load(name: str, kind: str = "pdae", device=None) -> nn.Module:
+    """A model that ships with the package, in eval mode.
+
+    Args:
+        name: the data set, for example "digits".
+        kind: "pdae", or "dpm" for the frozen DPM inside it; "features", the network to measure in; "probe", linear
+            probes on the PDAE's codes, and "diffae_probe" on the Diff-AE's; `shipped` lists all.
+        device: None: the CPU, or the accelerator after `use_accelerator()`.
+
+    Raises:
+        ValueError: nothing of that name and kind ships; the message lists what does.
+    """
+    model = load_model(shipped_file(name, kind)).to(default_device() if device is None else device)
+    return model.dpm if kind == "dpm" else model
+
+
+def shipped_dpm_weights(name: str) -> dict[str, Tensor]:
+    """The state dict of the frozen DPM in a PDAE that ships."""
+    return load(name, "dpm", "cpu").state_dict()
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def atomic_path(path: str | os.PathLike):
-    """A temporary path beside `path`, renamed to it on success: readers see the old file or the new one, never half."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        yield Path(temporary)
-        with open(temporary, "rb+") as f:
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """A text file, written atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write(path: str | os.PathLike, tensors: dict[str, Tensor], header: dict) -> None:
-    """Tensors and a JSON header as one safetensors file, with a SHA-256 of both."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    text = json.dumps(header, sort_keys=True)
-    # One metadata entry: safetensors orders several at random, and equal files should have equal bytes.
-    meta = {FORMAT: json.dumps({"header": text, "sha256": tensors_digest(tensors, text)})}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(to_bytes(tensors, metadata=meta))
-
-
-def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
-    """The inverse of `write`.
-
-    Raises:
-        CheckpointError: missing, truncated, foreign or damaged file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as f:
-            meta = f.metadata() or {}
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as e:
-        raise CheckpointError(f"{path}: not a complete safetensors file ({str(e).splitlines()[0]}); copy or train it again") from None
-    if FORMAT not in meta:
-        raise CheckpointError(f"{path}: not a {FORMAT} file, but one with {', '.join(sorted(meta)) or 'no'} metadata; "
-                              "files of other projects are read by pdae_lite.interop")
-    try:
-        meta = json.loads(meta[FORMAT])
-        header, digest = meta["header"], meta["sha256"]
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: the header is damaged; copy or train it again") from None
-    if digest != tensors_digest(tensors, header):
-        raise CheckpointError(f"{path}: checksum mismatch, the file is damaged; copy or train it again")
-    return tensors, json.loads(header)
-
-
-def tensors_digest(tensors: dict[str, Tensor], header: str = "") -> str:
-    """SHA-256 of tensors (on the CPU), with their names and shapes, and of a text."""
-    digest = hashlib.sha256(header.encode())
-    for name in sorted(tensors):
-        t = tensors[name].contiguous()
-        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-        digest.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
-    return digest.hexdigest()
-
-
-def _elsewhere(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the tensors that a file leaves out, because `build` brings them: a DPM that is kept by reference."""
-    return tuple(f"{name}." if name else "" for name, part in model.named_modules() if getattr(part, "weights_elsewhere", False))
-
-
 def save_model(path: str | os.PathLike, model: nn.Module, metadata: dict | None = None, dtype: torch.dtype | None = None) -> None:
     """One self-describing file. `dtype` torch.float16 halves it; torch.int8 halves it again, with a scale for each row of each
     weight matrix, where a relative error of 1/254 of the row's largest weight does no harm. `metadata` is any JSON-able provenance."""
-    outside = _elsewhere(model)
-    tensors = {k: v for k, v in model.state_dict().items() if not k.startswith(outside)}
+    check_references(model)
+    elsewhere = references(model)
+    tensors = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(map(_prefix, elsewhere)))}
     if dtype == torch.int8:
-        tensors = _to_int8(tensors)
+        tensors = to_int8(tensors)
     elif dtype is not None:
         tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
-    write(path, tensors, {"model": describe(model), "metadata": metadata or {}})
+    header = {"model": describe(model), "metadata": metadata or {}}
+    if elsewhere:
+        header["elsewhere"] = {name: {"place": s.place, "name": s.name, "sha256": s.sha256} for name, s in elsewhere.items()}
+    write(path, tensors, header)
 
 
 def load_model(path: str | os.PathLike, expect: type | None = None) -> nn.Module:
@@ -190,6 +226,9 @@ def load_model(path: str | os.PathLike, expect: type | None = None) -> nn.Module
         raise CheckpointError(f"{path}: holds a training state, not a model; the model is the *.safetensors beside the checkpoints folder")
     try:
         model = build(header["model"])
+        for name, source in header.get("elsewhere", {}).items():
+            model.get_submodule(name).source = Source(**source, by_reference=True)
+        brought = {_prefix(name) + k: v for name, source in references(model).items() for k, v in source.bring(name or "the model").items()}
     except CheckpointError as e:
         raise CheckpointError(f"{path}: {e}") from None
     except (TypeError, KeyError, ValueError) as e:
@@ -197,37 +236,13 @@ def load_model(path: str | os.PathLike, expect: type | None = None) -> nn.Module
     if expect is not None and not isinstance(model, expect):
         raise CheckpointError(f"{path}: holds a {type(model).__name__}; want a {expect.__name__}")
     try:
-        outside = _elsewhere(model)
-        own = {k: v for k, v in model.state_dict().items() if k.startswith(outside)}
-        model.load_state_dict(own | _to_float32(tensors))
+        model.load_state_dict(brought | to_float32(tensors))
     except RuntimeError as e:
         raise CheckpointError(f"{path}: weights don't fit their own configuration ({str(e).splitlines()[-1].strip()})") from None
     model.metadata = header.get("metadata", {})
     return model.eval()
 
 
-_SCALE = ".int8_scale"
-
-
-def _to_int8(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices as int8 and float32 scales, a row (an output channel) each; biases and the like as float16."""
-    out = {}
-    for name, v in tensors.items():
-        if v.is_floating_point() and v.ndim > 1:
-            scale = v.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-            out[name] = (v / scale.view(-1, *[1] * (v.ndim - 1))).round().to(torch.int8)
-            out[name + _SCALE] = scale
-        else:
-            out[name] = v.half() if v.is_floating_point() else v
-    return out
-
-
-def _to_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    out = {}
-    for name, v in tensors.items():
-        scale = tensors.get(name + _SCALE)
-        if scale is not None:
-            v = v * scale.view(-1, *[1] * (v.ndim - 1))
-        if not name.endswith(_SCALE):
-            out[name] = v.float() if v.is_floating_point() else v
-    return out
+def _prefix(part: str) -> str:
+    """What the names of a part's tensors begin with."""
+    return f"{part}." if part else ""

@@ -6,6 +6,7 @@ head on it, Diff-AE trains everything together.
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
+from .checkpoint import build, describe
 from .guidance import ConditionedDenoiser
 from .losses import dpm_loss
 from .schedule import NoiseSchedule
@@ -47,14 +48,8 @@ class DiffAE(Autoencoder):
         return dpm_loss(self.network, x_0, t, eps, schedule, weight, self.training_codes(x_0, y))
 
     def to_config(self) -> dict:
-        """The configuration as JSON-able values."""
-        from .checkpoint import describe
-
         return {"network": describe(self.network), "encoder": describe(self.encoder), "schedule": self.schedule.to_config()}
 
     @classmethod
     def from_config(cls, config: dict) -> "DiffAE":
-        """The inverse of `to_config`; weights are random."""
-        from .checkpoint import build
-
         return cls(build(config["network"]), build(config["encoder"]), NoiseSchedule.from_config(config["schedule"]))

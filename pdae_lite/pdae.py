@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, check_sampler
+from .checkpoint import build, describe, keep_by
 from .clock import on_host
 from .losses import pdae_loss
 from .schedule import NoiseSchedule, expand
@@ -194,28 +195,20 @@ class PDAE(Autoencoder):
 
     # ---- files ----------------------------------------------------------------------------------------------------
 
-    def save(self, path, dpm: str | None = None, **metadata) -> None:
-        """Write one self-describing safetensors file: weights, configuration, schedule, and `metadata`. Never pickle.
+    def save(self, path, metadata: dict | None = None, dpm: str | None = None) -> None:
+        """Write one self-describing safetensors file; `metadata` is any JSON-able provenance. Never pickle.
 
         `dpm`: "value" or "reference", for one of `interop.from_diffusers`; see `keep` there, which is the default.
         """
         if dpm is not None:
-            from .interop.diffusers_unet import keep_dpm
-
-            keep_dpm(self.dpm, dpm)
-        super().save(path, **metadata)
+            keep_by(self.dpm, dpm)
+        super().save(path, metadata)
 
     def to_config(self) -> dict:
-        """The configuration as JSON-able values."""
-        from .checkpoint import describe
-
         return {"dpm": describe(self.dpm), "encoder": describe(self.encoder), "schedule": self.schedule.to_config(),
                 "precondition": self.precondition}
 
     @classmethod
     def from_config(cls, config: dict) -> "PDAE":
-        """The inverse of `to_config`; weights are random."""
-        from .checkpoint import build
-
         return cls(build(config["dpm"]), build(config["encoder"]), NoiseSchedule.from_config(config["schedule"]),
                    precondition=config["precondition"])

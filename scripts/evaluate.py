@@ -88,7 +88,7 @@ def main() -> int:
         if name == "probe":
             out[name], fitted = out[name]
             file = args.out / f"{args.name}_{'' if args.kind == 'pdae' else args.kind + '_'}probe.safetensors"
-            fitted.save(file, data=args.name, codes=out["file"], train=out[name]["train"])
+            fitted.save(file, {"data": args.name, "codes": out["file"], "train": out[name]["train"]})
         print(f"{name}, {time.time() - start:.0f} s: {brief(out[name])}", flush=True)
     missing = set(todo) - set(out)
     if missing:

@@ -3,9 +3,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..autoencoder import Autoencoder
+from ..checkpoint import Saved
 from .latent import LatentStats, latent_codes
 
 L2 = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # tried by cross-validation
@@ -14,7 +15,7 @@ FEWEST = 5  # examples that a column needs of both kinds: one a fold, on average
 KINDS = ("classes", "attributes")
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(Saved):
     """A linear classifier of codes, on codes normalised by their mean and standard deviation. Made by `fit`.
 
     logits(z) = z_norm Wᵀ + b, with W [A, z_dim]. What they mean depends on the kind: "classes" exclude each other (softmax);
@@ -150,26 +151,7 @@ class LinearProbe(nn.Module):
     # ---- files --------------------------------------------------------------------------------------------------------
 
     def to_config(self) -> dict:
-        """The configuration as JSON-able values."""
         return {"names": list(self.names), "z_dim": self.z_dim, "kind": self.kind}
-
-    @classmethod
-    def from_config(cls, config: dict) -> "LinearProbe":
-        """The inverse of `to_config`; weights are zero."""
-        return cls(**config)
-
-    def save(self, path, **metadata) -> None:
-        """Write one self-describing safetensors file. Never pickle."""
-        from ..checkpoint import save_model
-
-        save_model(path, self, metadata)
-
-    @classmethod
-    def load(cls, path, device="cpu") -> "LinearProbe":
-        """Read a file written by `save`."""
-        from ..checkpoint import load_model
-
-        return load_model(path, expect=cls).to(device)
 
 
 def _log_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ..autoencoder import SAMPLERS, Autoencoder, check_sampler
+from ..checkpoint import Saved
 from ..clock import GridEmbedding
 from ..data.builtin import to_float
 from ..losses import dpm_loss, latent_loss
@@ -119,7 +120,7 @@ class LastLayer(nn.Module):
         return self.linear(h)
 
 
-class LatentDPM(nn.Module):
+class LatentDPM(Saved):
     """A noise predictor of *normalised* codes, (z_t, t) -> ε [N, z_dim]: an MLP that sees z_t again in every layer.
 
     It is a denoiser like any other: ``sampling.ddim(latent, z_T, latent.schedule)`` samples. `sample` does that on a finer grid, and
@@ -214,26 +215,11 @@ class LatentDPM(nn.Module):
     # ---- files ------------------------------------------------------------------------------------------------------
 
     def to_config(self) -> dict:
-        """The configuration as JSON-able values."""
         return {"network": asdict(self.config), "schedule": self.schedule.to_config()}
 
     @classmethod
     def from_config(cls, config: dict) -> "LatentDPM":
-        """The inverse of `to_config`; weights are random, and statistics neutral."""
         return cls(LatentConfig(**config["network"]), NoiseSchedule.from_config(config["schedule"]))
-
-    def save(self, path, **metadata) -> None:
-        """Write one self-describing safetensors file: weights, statistics, configuration, schedule. Never pickle."""
-        from ..checkpoint import save_model
-
-        save_model(path, self, metadata)
-
-    @classmethod
-    def load(cls, path, device="cpu") -> "LatentDPM":
-        """Read a file written by `save`."""
-        from ..checkpoint import load_model
-
-        return load_model(path, expect=cls).to(device)
 
 
 # ---- with an autoencoder ----------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def fingerprint(name: str, model=None) -> dict:
     kind = kind_of(name)
     if kind == "hf":
         source = next(part.source for part in model.modules() if getattr(part, "source", None))
-        return {"name": name, "sha256": source["sha256"]}
+        return {"name": name, "sha256": source.sha256}
     path = model_file(name) if kind is None else _file_and_config(name)[0]
     digest = hashlib.sha256()
     with open(path, "rb") as f:

@@ -201,7 +201,7 @@ def _probe(args) -> None:
     numbers = {k: [None if math.isnan(x) else round(x, 4) for x in v.reshape(-1).tolist()] for k, v in numbers.items()}
     counts = {"images": int((~test).sum()), "tested_on": int(test.sum())}
     facts = {"data": args.data, "model": fingerprint(args.model)} | counts | numbers
-    probe.save(args.out, **facts)
+    probe.save(args.out, facts)
     write_text(Path(args.out).with_suffix(".json"), json.dumps({"attributes": list(names)} | facts, indent=1) + "\n")
     for name, area in zip(names, numbers["auroc"]):
         print(f"{name}: AUROC {'–' if area is None else f'{area:.3f}'}")

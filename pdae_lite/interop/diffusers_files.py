@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, Source, keep_by, tensors_digest
 from ..networks.dpm import as_epsilon
 from ..progress import progress_bar
 from ..schedule import NoiseSchedule
-from .diffusers_unet import DiffusersDPM, weights_digest
+from .diffusers_unet import DiffusersDPM, import_diffusers
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x_0"}
 
@@ -37,9 +37,11 @@ def from_diffusers(unet_or_path, scheduler=None, *, keep: str = "value", downloa
         ValueError: a network or scheduler of an unsupported kind; names it.
         CheckpointError: nothing there, or a damaged file.
     """
-    unet, source = unet_or_path, None
+    unet = unet_or_path
     if isinstance(unet_or_path, (str, os.PathLike)):
-        unet, own, source = read(os.fspath(unet_or_path), download)
+        path = os.fspath(unet_or_path)
+        unet, own = read(path, download)
+        unet.source = Source("diffusers", str(Path(path).resolve()) if Path(path).is_dir() else path, tensors_digest(unet.state_dict()))
         scheduler = own if scheduler is None else scheduler
     settings = getattr(scheduler, "config", {})
     prediction = settings.get("prediction_type", "epsilon")
@@ -47,8 +49,8 @@ def from_diffusers(unet_or_path, scheduler=None, *, keep: str = "value", downloa
         raise ValueError(f"scheduler has prediction_type={prediction!r}; want one of {', '.join(PREDICTION_TYPES)}")
     limit = settings.get("clip_sample_range", 1.0) if scheduler is None or settings.get("clip_sample", False) else None
     schedule = NoiseSchedule.linear() if scheduler is None else NoiseSchedule.from_diffusers(scheduler)
-    dpm = DiffusersDPM(unet, None if limit is None else (-float(limit), float(limit)), source)
-    dpm.keep = keep
+    dpm = DiffusersDPM(unet, None if limit is None else (-float(limit), float(limit)))
+    keep_by(dpm, keep)
     return as_epsilon(dpm, PREDICTION_TYPES[prediction], schedule).train(unet.training), schedule
 
 
@@ -90,22 +92,14 @@ def sample_with(scheduler, denoiser: Callable[[Tensor, Tensor], Tensor], x_T: Te
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def _diffusers():
-    try:
-        import diffusers
-    except ImportError:
-        raise ImportError("this needs diffusers, which isn't installed; pip install 'pdae_lite[diffusers]'") from None
-    return diffusers
+def weights(source: str) -> dict[str, Tensor]:
+    """The weights of the `UNet2DModel` in a folder or the hub's cache: what a file that refers to it leaves out."""
+    return read(source, download=False)[0].state_dict()
 
 
-def new_unet(network: dict) -> nn.Module:
-    """A `UNet2DModel` with random weights; `network` are its arguments."""
-    return _diffusers().UNet2DModel.from_config(network)
-
-
-def read(source: str, download: bool) -> tuple[nn.Module, object, dict]:
-    """What a folder or a hub id holds: (UNet2DModel, its scheduler or None, {"path", "sha256"}). No network unless `download`."""
-    diffusers, local = _diffusers(), Path(source).is_dir()
+def read(source: str, download: bool) -> tuple[nn.Module, object]:
+    """What a folder or a hub id holds: (UNet2DModel, its scheduler or None). No network unless `download`."""
+    diffusers, local = import_diffusers(), Path(source).is_dir()
     config, folder = _find(diffusers.UNet2DModel, source, ("unet", ""), download)
     if config is None:
         what = "has no UNet2DModel (no config.json, nor unet/config.json)" if local else (
@@ -129,7 +123,7 @@ def read(source: str, download: bool) -> tuple[nn.Module, object, dict]:
         if not (inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)):
             raise ValueError(f"{source}: scheduler {settings.get('_class_name')!r} isn't one of diffusers {diffusers.__version__}")
         scheduler = kind.from_config(settings)
-    return unet, scheduler, {"path": str(Path(source).resolve()) if local else source, "sha256": weights_digest(unet)}
+    return unet, scheduler
 
 
 def _find(kind, source: str, folders: tuple[str, ...], download: bool) -> tuple[dict | None, str]:

@@ -1,5 +1,5 @@
 """A diffusers `UNet2DModel` as a DPM, cut in two, and a gradient estimator made of copies of its upper half. They walk the
-model's own modules, so diffusers itself isn't imported here; `diffusers_io` reads the models.
+model's own modules; diffusers itself is imported only to make a new one. `diffusers_files` reads the models.
 """
 import copy
 import json
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, tensors_digest
+from ..checkpoint import Source
 from ..clock import GridEmbedding
 from ..networks.blocks import check_images, zeroed
 from ..networks.dpm import NoisePredictor
@@ -33,17 +33,17 @@ class DiffusersConfig:
 class DiffusersDPM(NoisePredictor):
     """A noise predictor ε_θ(x_t, t) that walks a `UNet2DModel`'s own modules, so its ε is the model's, bit for bit.
 
-    Made by `from_diffusers`. `data_range` None: free. `keep`: "value" or "reference", see there.
+    Made by `from_diffusers`. `data_range` None: free.
     """
 
-    def __init__(self, unet: nn.Module, data_range: tuple[float, float] | None = (-1.0, 1.0), source: dict | None = None):
+    def __init__(self, unet: nn.Module, data_range: tuple[float, float] | None = (-1.0, 1.0)):
         super().__init__()
         _check_supported(unet)
         network = json.loads(json.dumps({k: v for k, v in unet.config.items() if not k.startswith("_")}))
         size = network["sample_size"]
         self.config = DiffusersConfig(network, network["in_channels"], tuple(size) if isinstance(size, list) else size,
                                       2 ** (len(unet.down_blocks) - 1))
-        self.unet, self.data_range, self.source, self._keep = unet, data_range, source, "value"
+        self.unet, self.data_range = unet, data_range
         self._grid_embedding = GridEmbedding()
 
     def trunk(self, x_t: Tensor, t: Tensor) -> Features:
@@ -70,64 +70,24 @@ class DiffusersDPM(NoisePredictor):
 
     # ---- files ----------------------------------------------------------------------------------------------------
 
-    @property
-    def keep(self) -> str:
-        """What a file holds of this DPM: "value" or "reference"."""
-        return self._keep
-
-    @keep.setter
-    def keep(self, keep: str) -> None:
-        if keep not in ("value", "reference"):
-            raise ValueError(f"keep {keep!r}; want 'value' or 'reference'")
-        if keep == "reference" and self.source is None:
-            raise ValueError("keep 'reference' is for a DPM that from_diffusers read from a folder or the hub; this one was in memory")
-        self._keep = keep
-
-    @property
-    def weights_elsewhere(self) -> bool:
-        """Whether a file leaves the weights out, and `from_config` brings them."""
-        return self.keep == "reference"
-
     def to_config(self) -> dict:
-        """The configuration as JSON-able values."""
-        config = {"network": self.config.network, "data_range": self.data_range}
-        if self.weights_elsewhere:
-            if weights_digest(self.unet) != self.source["sha256"]:
-                raise ValueError(f"the DPM's weights aren't those of {self.source['path']} any more (trained, or in another precision); "
-                                 "keep it by value")
-            config["reference"] = self.source
-        return config
+        return {"network": self.config.network, "data_range": self.data_range}
 
     @classmethod
     def from_config(cls, config: dict) -> "DiffusersDPM":
-        """The inverse of `to_config`; weights are random, or those that it refers to."""
-        from .diffusers_files import new_unet, read
-
-        data_range = config["data_range"] and tuple(config["data_range"])
-        if "reference" not in config:
-            return cls(new_unet(config["network"]), data_range)
-        path, want = config["reference"]["path"], config["reference"]["sha256"]
-        try:
-            unet, _, source = read(path, download=False)
-        except CheckpointError as e:
-            raise CheckpointError(f"its DPM is kept by reference, and can't be read: {e}") from None
-        dpm = cls(unet, data_range, source)
-        # A newer diffusers may know more settings; those that both know have to agree.
-        other = [k for k, v in config["network"].items() if dpm.config.network.get(k, v) != v]
-        if other or source["sha256"] != want:
-            what = f"{other[0]} differs" if other else f"SHA-256 {source['sha256'][:12]}…, want {want[:12]}…"
-            raise CheckpointError(f"its DPM is kept by reference, and {path} holds another one now ({what}); put the old one back")
-        dpm.keep = "reference"
+        dpm = cls(import_diffusers().UNet2DModel.from_config(config["network"]), config["data_range"] and tuple(config["data_range"]))
+        if "reference" in config:  # how version 0.1 kept it by reference
+            dpm.unet.source = Source("diffusers", config["reference"]["path"], config["reference"]["sha256"], by_reference=True)
         return dpm
 
 
-def keep_dpm(dpm: nn.Module, keep: str) -> None:
-    """Keep a DPM (or the one that it wraps) by "value" or by "reference" from now on."""
-    parts = [part for part in dpm.modules() if isinstance(part, DiffusersDPM)]
-    if not parts and keep != "value":
-        raise ValueError(f"dpm {keep!r}; want 'value', as this DPM doesn't come from diffusers")
-    for part in parts:
-        part.keep = keep
+def import_diffusers():
+    """The diffusers package, or an ImportError that says how to install it."""
+    try:
+        import diffusers
+    except ImportError:
+        raise ImportError("this needs diffusers, which isn't installed; pip install 'pdae_lite[diffusers]'") from None
+    return diffusers
 
 
 # ---- the gradient estimator ------------------------------------------------------------------------------------------
@@ -229,8 +189,3 @@ def _check_supported(unet) -> None:
     if config.out_channels not in (config.in_channels, 2 * config.in_channels):
         raise ValueError(f"UNet2DModel has in_channels={config.in_channels}, out_channels={config.out_channels}; supported are as "
                          "many, or twice as many with a learned variance")
-
-
-def weights_digest(unet: nn.Module) -> str:
-    """SHA-256 of a model's weights, however many files they are in."""
-    return tensors_digest({k: v.detach().cpu() for k, v in unet.state_dict().items()})

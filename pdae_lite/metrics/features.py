@@ -3,12 +3,14 @@
 Inception's features know photographs, not 32×32 digits or drawn faces, and its weights would have to be fetched. These
 networks were trained on what the data sets' training images show, and every result names the space it was measured in.
 """
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import Saved, load
+from ..data.builtin import digits, load_arrays, to_float
 from ..networks.blocks import check_images
 from ..progress import progress_bar
 
@@ -46,13 +48,15 @@ class FeatureConfig:
         return int(np.prod(self.strides))
 
 
-class FeatureNet(nn.Module):
+class FeatureNet(Saved):
     """A small convolutional classifier whose activations are a feature space. `pdae_lite.load("digits", kind="features")`.
 
     Two layers serve as features: "class", the penultimate activations [N, width] behind a ReLU, scaled to unit variance
     over the training images, for distances between distributions; and "shape", the last convolutional activations,
     flattened, which still tell two images of one class apart, for the identity of single images.
     """
+
+    Config = FeatureConfig
 
     def __init__(self, config: FeatureConfig):
         super().__init__()
@@ -93,15 +97,6 @@ class FeatureNet(nn.Module):
             x = nn.functional.avg_pool2d(x, x.shape[2] // size)
         shape = self.convolutions(x)
         return shape if layer == "shape" else self.squeeze(shape)
-
-    def to_config(self) -> dict:
-        """The configuration as JSON-able values."""
-        return asdict(self.config)
-
-    @classmethod
-    def from_config(cls, config: dict) -> "FeatureNet":
-        """The inverse of `to_config`; weights are random."""
-        return cls(FeatureConfig(**config))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +151,6 @@ def extract(net: FeatureNet, images, layer: str = "class", batch_size: int = 250
     Raises:
         ValueError: images of another size or range, or NaN in them.
     """
-    from ..data.builtin import to_float
-
     pixels = getattr(images, "images", images)
     if not torch.is_tensor(pixels) or pixels.ndim != 4 or len(pixels) < 1:
         raise ValueError(f"images is {list(getattr(pixels, 'shape', [])) or type(pixels).__name__}; want [N, C, H, W], N ≥ 1")
@@ -181,14 +174,9 @@ def reference(name: str) -> Features:
     digits, computed on the fly; too few for a Fréchet distance, so use the kernel distance.
     """
     if name == "digits":
-        from .. import load
-        from ..data.builtin import digits
-
         return replace(extract(load("digits", kind="features"), digits("test")), stratified=True)  # 50 of each
     if name != "peeps":
         raise ValueError(f"reference {name!r}; want 'digits' or 'peeps'")
-    from ..data.builtin import load_arrays
-
     arrays = load_arrays("peeps_reference.npz.xz")
     attributes = tuple(map(str, arrays["attributes"]))
     labels = np.unpackbits(arrays["labels"], axis=1, count=len(attributes)).astype(np.int64)

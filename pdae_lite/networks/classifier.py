@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import counter_rng
+from ..checkpoint import Saved
 from ..schedule import NoiseSchedule
 from .blocks import check_images, check_labels, group_norm, timestep_embedding, zeroed
 from .unet import UNetConfig, input_blocks, middle_block
@@ -29,7 +30,7 @@ class ClassifierConfig:
                 raise ValueError(f"unet has {name}={getattr(self.unet, name)}, which conditions a U-Net; a classifier's has None")
 
 
-class NoisyClassifier(nn.Module):
+class NoisyClassifier(Saved):
     """p(y | x_t, t): half a U-Net, its features averaged over 4×4 cells, and a linear layer (after ADM's classifiers).
 
     Call: x_t [N, C, H, W], t int64 [N] -> logits [N, num_classes]. The last layer starts at zero: an untrained classifier says
@@ -107,28 +108,13 @@ class NoisyClassifier(nn.Module):
     # ---- files ----------------------------------------------------------------------------------------------------
 
     def to_config(self) -> dict:
-        """The configuration as JSON-able values."""
         return {**asdict(self.config), "schedule": self.schedule.to_config()}
 
     @classmethod
     def from_config(cls, config: dict) -> "NoisyClassifier":
-        """The inverse of `to_config`; weights are random."""
         config = dict(config)
         schedule = NoiseSchedule.from_config(config.pop("schedule"))
         return cls(ClassifierConfig(**config), schedule)
-
-    def save(self, path, **metadata) -> None:
-        """Write one self-describing safetensors file: weights, configuration, schedule. Never pickle."""
-        from ..checkpoint import save_model
-
-        save_model(path, self, metadata)
-
-    @classmethod
-    def load(cls, path, device="cpu") -> "NoisyClassifier":
-        """Read a file written by `save`."""
-        from ..checkpoint import load_model
-
-        return load_model(path, expect=cls).to(device)
 
 
 def classifier_gradient(classifier, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:

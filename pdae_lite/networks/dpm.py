@@ -1,6 +1,7 @@
 """Other prediction types as noise predictors: v (Salimans & Ho 2022) and x_0. Everything else in the library sees ε."""
 from torch import Tensor, nn
 
+from ..checkpoint import Saved, build, describe
 from ..losses import dpm_loss
 from ..schedule import NoiseSchedule
 
@@ -22,7 +23,7 @@ def to_epsilon(output: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, 
     raise ValueError(f"prediction {prediction!r}; want one of {', '.join(PREDICTIONS)}")
 
 
-class NoisePredictor(nn.Module):
+class NoisePredictor(Saved):
     """A DPM: ε_θ(x_t, t) is `head(trunk(x_t, t))`. Some take a condition, as one more argument of the trunk."""
 
     default_weight = "simple"
@@ -71,16 +72,10 @@ class AsEpsilon(NoisePredictor):
         return self.model.gradient_estimator(z_dim, **options)
 
     def to_config(self) -> dict:
-        """The configuration as JSON-able values."""
-        from ..checkpoint import describe
-
         return {"model": describe(self.model), "prediction": self.prediction, "schedule": self.schedule.to_config()}
 
     @classmethod
     def from_config(cls, config: dict) -> "AsEpsilon":
-        """The inverse of `to_config`; weights are random."""
-        from ..checkpoint import build
-
         return cls(build(config["model"]), config["prediction"], NoiseSchedule.from_config(config["schedule"]))
 
 

@@ -1,10 +1,11 @@
 """Encoders E_φ: x_0 -> z. The paper's, simple on purpose: strided convolutions and one attention (Section 3.3); Diff-AE's, half a
 U-Net; and labels in place of images."""
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoint import Saved
 from .blocks import AttentionBlock, check_images, check_labels, group_norm
 from .unet import UNetConfig, input_blocks, middle_block
 
@@ -31,8 +32,10 @@ class EncoderConfig:
                              f"for {len(self.channels)} stride-2 convolutions")
 
 
-class SemanticEncoder(nn.Module):
+class SemanticEncoder(Saved):
     """Images x_0 [N, C, H, W] to codes z [N, z_dim]. Layers are one Sequential, `encoder.<index>`, as in the release."""
+
+    Config = EncoderConfig
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -74,15 +77,6 @@ class SemanticEncoder(nn.Module):
         _check_size(x_0, self.config)
         return self.encoder(x_0.to(self.encoder[0].weight.dtype))
 
-    def to_config(self) -> dict:
-        """The configuration as JSON-able values."""
-        return asdict(self.config)
-
-    @classmethod
-    def from_config(cls, config: dict) -> "SemanticEncoder":
-        """The inverse of `to_config`; weights are random."""
-        return cls(EncoderConfig(**config))
-
 
 def _check_size(x_0: Tensor, config: EncoderConfig | UNetConfig) -> None:
     size = config.image_size
@@ -106,13 +100,15 @@ class UNetEncoderConfig:
                 raise ValueError(f"unet has {name}={getattr(self.unet, name)}, which conditions a U-Net; an encoder's has None")
 
 
-class UNetEncoder(nn.Module):
+class UNetEncoder(Saved):
     """Diff-AE's encoder (Preechakul et al. 2022): half a U-Net that isn't told t, its features averaged over positions, and a
     linear layer. Images x_0 [N, C, H, W] to codes z [N, z_dim].
 
     At 128×128 it takes sixty times the arithmetic of the paper's encoder, and as much as the DPM's trunk. With it a step of Diff-AE
     takes 1.16 times the arithmetic of a step of PDAE, with the paper's encoder 0.92 times (benchmarks/training.py).
     """
+
+    Config = UNetEncoderConfig
 
     def __init__(self, config: UNetEncoderConfig):
         super().__init__()
@@ -142,17 +138,8 @@ class UNetEncoder(nn.Module):
             h = block(h, None)
         return self.out(self.middle_block(h, None))
 
-    def to_config(self) -> dict:
-        """The configuration as JSON-able values."""
-        return asdict(self.config)
 
-    @classmethod
-    def from_config(cls, config: dict) -> "UNetEncoder":
-        """The inverse of `to_config`; weights are random."""
-        return cls(UNetEncoderConfig(**config))
-
-
-class LabelEncoder(nn.Module):
+class LabelEncoder(Saved):
     """Labels y int64 [N] in 0 … num_classes−1 to codes z [N, z_dim]: a PDAE with it is a class-conditional gradient estimator
     G(x_t, y, t) (the truncation experiment, Fig. 9)."""
 
@@ -168,10 +155,4 @@ class LabelEncoder(nn.Module):
         return self.embedding(y)
 
     def to_config(self) -> dict:
-        """The configuration as JSON-able values."""
         return {"num_classes": self.num_classes, "z_dim": self.z_dim}
-
-    @classmethod
-    def from_config(cls, config: dict) -> "LabelEncoder":
-        """The inverse of `to_config`; weights are random."""
-        return cls(**config)

@@ -6,7 +6,7 @@
 
 State-dict names follow guided-diffusion and, for the estimator, the PDAE release, so those files load unrenamed.
 """
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -173,6 +173,8 @@ class UNet(NoisePredictor):
     `num_classes`, codes z float [N, z_dim] (or [1, z_dim] for all) with `z_dim`. Returns ε [N, C, H, W].
     """
 
+    Config = UNetConfig
+
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
@@ -228,15 +230,6 @@ class UNet(NoisePredictor):
                 raise ValueError(f"z is {_brief(condition)}; want float [N, {z_dim}]")
         elif (condition is None) != (num_classes is None):
             raise ValueError(f"y={'missing' if condition is None else 'given'}, but num_classes={num_classes}")
-
-    def to_config(self) -> dict:
-        """The configuration as JSON-able values."""
-        return asdict(self.config)
-
-    @classmethod
-    def from_config(cls, config: dict) -> "UNet":
-        """The inverse of `to_config`; weights are random."""
-        return cls(UNetConfig(**config))
 
 
 class GradientEstimator(nn.Module):

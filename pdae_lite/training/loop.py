@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import counter_rng
-from ..checkpoint import describe, save_model, write_text
+from ..checkpoint import check_references, describe, save_model, write_text
 from ..progress import progress_bar
 from ..schedule import NoiseSchedule
 from .batches import Batches
@@ -168,6 +168,7 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
     run = {}
     if out is not None:  # what can't be saved should say so now, not after hours
         json.dumps(metadata or {})
+        check_references(model)
         run = {"model": describe(model), "schedule": schedule.to_config(), "images": len(data), "frozen": frozen_digest(model),
                "first": first_values(data)}
     state = RunState(trainable, ema, optimizer, Path(out) if out is not None else None, config, accelerator.is_main_process, run)

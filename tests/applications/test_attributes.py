@@ -151,7 +151,7 @@ def test_dimensions_that_do_not_vary_stay_as_they_are():
 
 
 def test_a_probe_survives_its_file(probe, tmp_path):
-    probe.save(tmp_path / "probe.safetensors", note="x")
+    probe.save(tmp_path / "probe.safetensors", {"note": "x"})
     again = LinearProbe.load(tmp_path / "probe.safetensors")
     z = codes(seed=6)
     assert torch.equal(again.logits(z), probe.logits(z))

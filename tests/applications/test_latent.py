@@ -290,7 +290,7 @@ def test_a_killed_run_goes_on(tmp_path):
 def test_save_and_load(tmp_path):
     torch.manual_seed(3)
     latent = LatentDPM(LatentConfig(6, 3, 16, 8, 0.1), NoiseSchedule.linear(200), LatentStats.of(5 * normal(50, 6) - 2)).eval()
-    latent.save(tmp_path / "latent.safetensors", data="none")
+    latent.save(tmp_path / "latent.safetensors", {"data": "none"})
     again = LatentDPM.load(tmp_path / "latent.safetensors")
     assert again.config == latent.config and again.schedule == latent.schedule and again.metadata == {"data": "none"} and not again.training
     assert torch.equal(again.sample(5, 4, generator=generator()), latent.sample(5, 4, generator=generator()))

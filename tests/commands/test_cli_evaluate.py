@@ -221,7 +221,7 @@ def test_any_model(tmp_path, capsys):
     dpm = UNet(UNetConfig(32, 1, 8, (1, 2), 1, ()))
     torch.nn.init.normal_(dpm.out[-1].weight, std=0.1)
     model = PDAE(dpm, SemanticEncoder(EncoderConfig(32, 1, (8, 8), None, z_dim=4)), NoiseSchedule.linear()).eval()
-    model.save(tmp_path / "model.safetensors", data="digits")
+    model.save(tmp_path / "model.safetensors", {"data": "digits"})
     arguments = ["--model", tmp_path / "model.safetensors", "--count", 3, "--batch-size", 2]
     assert run(*arguments, "--steps", "2,3", "--json", tmp_path / "r.json") == 0
     out = capsys.readouterr().out

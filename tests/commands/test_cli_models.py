@@ -52,7 +52,7 @@ def work(tmp_path_factory):
     """A folder with a PDAE, a latent DPM and a probe for it, its DPM alone, and four pictures."""
     folder = tmp_path_factory.mktemp("work")
     model = tiny()
-    model.save(folder / "pdae.safetensors", data="noise")
+    model.save(folder / "pdae.safetensors", {"data": "noise"})
     save_model(folder / "dpm.safetensors", model.dpm)
     stats = LatentStats(torch.zeros(4), torch.ones(4))
     LatentDPM(LatentConfig(z_dim=4, layers=2, width=8), stats=stats).save(folder / "latent.safetensors")

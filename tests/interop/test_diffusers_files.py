@@ -8,7 +8,7 @@ from small_unets import T_BATCH, UNETS, T, diffusers, fit, random, scheduler, un
 from torch.utils.data import TensorDataset
 
 from pdae_lite import PDAE, EncoderConfig, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, data, interop, train
-from pdae_lite.checkpoint import CheckpointError, load_model, read, save_model
+from pdae_lite.checkpoint import CheckpointError, load_model, read, save_model, write
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning", "ignore:The `local_dir_use_symlinks` argument")
@@ -119,7 +119,7 @@ def test_by_value(name, tmp_path, no_network, monkeypatch):
     pdae = PDAE(dpm, SemanticEncoder.for_images(UNETS[name]["sample_size"], random(name).shape[1], z_dim=4), schedule)
     fit(pdae, random(name).clamp(-1, 1))
     path = tmp_path / "pdae.safetensors"
-    pdae.save(path, note="a note")
+    pdae.save(path, {"note": "a note"})
     loaded = PDAE.load(path)
     assert same(weights(loaded), weights(pdae)) and loaded.metadata == {"note": "a note"} and loaded.data_range == pdae.data_range
     z = pdae.encode(random(name).clamp(-1, 1))
@@ -156,7 +156,7 @@ def test_by_reference(tmp_path, pipeline, no_network):
 
     with torch.no_grad():  # no longer what the folder holds
         loaded.dpm.unet.conv_in.bias += 1
-    with pytest.raises(ValueError, match="weights aren't those of .* any more"):
+    with pytest.raises(ValueError, match="dpm.unet is kept by reference to diffusers .* and the weights differ now"):
         loaded.save(again)
     loaded.save(again, dpm="value")
     assert same(weights(PDAE.load(again)), weights(loaded))
@@ -166,9 +166,8 @@ def test_by_reference(tmp_path, pipeline, no_network):
         other.conv_in.bias += 1
     moved = pipeline.with_name("moved")
     for change, message in [
-        (lambda: other.save_pretrained(pipeline / "unet"), r"holds another one now \(SHA-256 [0-9a-f]{12}…, want [0-9a-f]{12}…"),
-        (lambda: unet("celebahq", freq_shift=0).save_pretrained(pipeline / "unet"), r"another one now \(freq_shift differs"),
-        (lambda: pipeline.rename(moved), "can't be read: .*pipeline is neither a folder"),
+        (lambda: other.save_pretrained(pipeline / "unet"), r"the weights differ now \(SHA-256 [0-9a-f]{12}…, want [0-9a-f]{12}…"),
+        (lambda: pipeline.rename(moved), "which can't be read: .*pipeline is neither a folder"),
     ]:
         change()
         with pytest.raises(CheckpointError, match=message) as e:
@@ -176,6 +175,20 @@ def test_by_reference(tmp_path, pipeline, no_network):
         assert "\n" not in str(e.value) and str(e.value).startswith(str(path))
     with pytest.raises(ValueError, match="keep 'later'"):
         interop.from_diffusers(moved, keep="later")
+
+
+def test_a_reference_as_version_0_1_wrote_it(tmp_path, pipeline):
+    dpm, schedule = interop.from_diffusers(pipeline, keep="reference")
+    pdae, path = PDAE(dpm, SemanticEncoder.for_images(16, 3, z_dim=4), schedule), tmp_path / "pdae.safetensors"
+    pdae.save(path)
+    tensors, header = read(path)
+    where = header.pop("elsewhere")["dpm.unet"]
+    header["model"]["config"]["dpm"]["config"]["reference"] = {"path": where["name"], "sha256": where["sha256"]}
+    write(tmp_path / "old.safetensors", tensors, header)
+    loaded = PDAE.load(tmp_path / "old.safetensors")
+    assert same(weights(loaded), weights(pdae))
+    loaded.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
 def test_train_on_a_folder_of_images(tmp_path, pipeline):
@@ -197,7 +210,7 @@ def test_train_on_a_folder_of_images(tmp_path, pipeline):
     changed = {k.split(".")[0] for k, v in weights(pdae).items() if not torch.equal(v, before[k])}
     assert changed == {"encoder", "estimator"}
     loaded = PDAE.load(tmp_path / "run" / "model.safetensors")
-    assert same(weights(loaded), weights(pdae)) and loaded.dpm.keep == "reference"
+    assert same(weights(loaded), weights(pdae)) and loaded.dpm.unet.source.by_reference
     x_0, x_T = data.to_float(images[0][None]), random("celebahq", 1)
     got, want = (model.decode(model.encode(x_0), x_T, steps=2) for model in (loaded, pdae))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)  # training left its weights in channels_last

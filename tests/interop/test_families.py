@@ -253,7 +253,7 @@ def trains(family):
 def file(family):
     trains(family)
     path = Path(tempfile.mkdtemp()) / "pdae.safetensors"
-    subject(family).save(path, note="a note")
+    subject(family).save(path, {"note": "a note"})
     return path
 
 

@@ -71,7 +71,7 @@ def test_train_save_and_load(tmp_path):
     assert again.config == model.config and again.schedule == SCHEDULE and again.metadata["training"]["steps"] == 40
     assert not again.training
     torch.testing.assert_close(again(noise(), T_BATCH), model(noise(), T_BATCH), rtol=1e-5, atol=1e-6)  # one is channels_last
-    model.save(tmp_path / "own.safetensors", note="bars")
+    model.save(tmp_path / "own.safetensors", {"note": "bars"})
     assert NoisyClassifier.load(tmp_path / "own.safetensors").metadata == {"note": "bars"}
     save_model(tmp_path / "half.safetensors", model, dtype=torch.float16)
     again = NoisyClassifier.load(tmp_path / "half.safetensors")

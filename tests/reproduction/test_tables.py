@@ -91,7 +91,7 @@ def subject():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, subject):
     folder = tmp_path_factory.mktemp("models")
-    subject.pdae.save(folder / "pdae.safetensors", data="digits")
+    subject.pdae.save(folder / "pdae.safetensors", {"data": "digits"})
     subject.latent.save(folder / "latent.safetensors")
     return folder / "pdae.safetensors", folder / "latent.safetensors"
 
@@ -241,7 +241,7 @@ def test_table_3_of_files(tmp_path, capsys, monkeypatch):
     measure = table_3.measure
     pdae = PDAE(UNet(UNetConfig(32, 3, 8, (1, 2), 1, ())), SemanticEncoder(EncoderConfig(32, 3, (8, 8), None, z_dim=4)),
                 NoiseSchedule.linear())
-    pdae.save(tmp_path / "pdae.safetensors", data="peeps")
+    pdae.save(tmp_path / "pdae.safetensors", {"data": "peeps"})
     small_latent().save(tmp_path / "latent.safetensors")
     arguments = ["--table", 3, "--model", tmp_path / "pdae.safetensors", "--latent", tmp_path / "latent.safetensors", "--quick",
                  "--json", tmp_path / "t.json"]
