@@ -269,7 +269,7 @@ def run(out=None, steps=12, callback=None):
 
 PROGRAM = """
 import os, signal, sys
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/applications")
 import test_latent
 test_latent.run(sys.argv[1], callback=lambda step, model: os.kill(os.getpid(), signal.SIGKILL) if step == 7 else None)
 """
