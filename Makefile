@@ -33,7 +33,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 notebooks: $(READY)
-	$(BIN)/python scripts/run_notebooks.py
+	$(BIN)/python scripts/pages/run_notebooks.py
 
 # Every model of the package, trained, put into it and measured, one after the other: hours on two cores with bf16 units, more
 # without. A run that was stopped goes on when the command is given again; one that is complete costs nothing.
@@ -46,10 +46,10 @@ SUFFIX := $(if $(filter gpu,$(DEVICE)),_gpu)
 # card, drawn: measure it and write its card, for autoencoders and for models that draw new images.
 made  = $(RUNS)/$(1)$(SUFFIX)-$(2)/model.safetensors
 model = $(BIN)/pdae $(3) --data $(1) --preset $(1)$(SUFFIX) --out $(RUNS)/$(1)$(SUFFIX)-$(2)
-ship  = $(BIN)/python scripts/ship.py $(call made,$(1),$(2)) $(1)_$(2)
+ship  = $(BIN)/python scripts/assets/ship.py $(call made,$(1),$(2)) $(1)_$(2)
 history = --history $(RUNS)/$(1)$(SUFFIX)-$(2)/history.json
-card  = $(BIN)/python scripts/evaluate.py $(1) $(2) $(call history,$(1),$(2))
-drawn = $(BIN)/python scripts/evaluate_generators.py $(1) $(2) $(call history,$(1),$(2))
+card  = $(BIN)/python scripts/assets/evaluate.py $(1) $(2) $(call history,$(1),$(2))
+drawn = $(BIN)/python scripts/assets/evaluate_generators.py $(1) $(2) $(call history,$(1),$(2))
 
 # $(call both,DATA): the DPM, the PDAE on it, a Diff-AE, and a latent DPM behind each.
 define both
@@ -72,7 +72,7 @@ weights: $(READY)
 	$(call both,digits)
 	$(call model,digits,classifier,train --method classifier --set unet.base_channels=32 --set train.steps=1200 --set train.lr=2e-3 --set train.warmup=100 --set train.decay=0.8 --set train.weight_decay=0.01)
 	$(call ship,digits,classifier)
-	$(BIN)/python scripts/evaluate_classifier.py
+	$(BIN)/python scripts/assets/evaluate_classifier.py
 	$(call model,digits,class,train --labels --dpm digits --set train.steps=2000)
 	$(call ship,digits,class) --shipped-dpm digits --int8
 	$(call drawn,digits,class)
@@ -80,21 +80,21 @@ weights: $(READY)
 	$(call ship,digits,cond_dpm) --int8
 	$(call drawn,digits,cond_dpm)
 	$(call both,peeps)
-	$(BIN)/python scripts/training_efficiency.py --images 25600
+	$(BIN)/python scripts/results/training_efficiency.py --images 25600
 
 # Every stored result of the book, measured anew: hours on a CPU. A command that was stopped goes on where it was when it is given
 # again, and one that is complete costs seconds; any of them can be run alone (make -n results lists them).
 MEASURED := pdae_lite/assets
 results: $(READY)
-	$(BIN)/python scripts/trials.py
-	$(BIN)/python scripts/training_efficiency.py --images 25600
-	$(BIN)/python scripts/critical_stage.py
-	$(BIN)/python scripts/counterfactuals.py --count 24 --bf16
-	$(BIN)/python scripts/truncation.py
+	$(BIN)/python scripts/results/trials.py
+	$(BIN)/python scripts/results/training_efficiency.py --images 25600
+	$(BIN)/python scripts/results/critical_stage.py
+	$(BIN)/python scripts/results/counterfactuals.py --count 24 --bf16
+	$(BIN)/python scripts/results/truncation.py
 	$(BIN)/pdae train --labels --dpm digits --data digits --preset digits --set train.steps=500 --out $(RUNS)/digits-class-500
-	$(BIN)/python scripts/truncation.py --file $(RUNS)/digits-class-500/model.safetensors --count 1000 --guided 0 --checked 0 \
+	$(BIN)/python scripts/results/truncation.py --file $(RUNS)/digits-class-500/model.safetensors --count 1000 --guided 0 --checked 0 \
 		--work $(RUNS)/truncation_short --out $(MEASURED)/truncation_short.json
-	$(BIN)/python scripts/pixel_probe.py
+	$(BIN)/python scripts/results/pixel_probe.py
 	$(BIN)/pdae evaluate --table 1 --model digits --count 100 --batch-size 20 --json $(MEASURED)/table_1_digits.json
 	$(BIN)/pdae evaluate --table 1 --model peeps --count 100 --batch-size 20 --json $(MEASURED)/table_1_peeps.json
 	$(BIN)/pdae evaluate --table 2 --model peeps --steps 2,5,10,20,50,100 --dtype bf16 --samples 1000 --json $(MEASURED)/table_2_peeps.json
@@ -103,7 +103,7 @@ results: $(READY)
 	$(BIN)/python benchmarks/sampling.py --data digits --more
 	$(BIN)/python benchmarks/sampling.py --data peeps --more
 	$(BIN)/python benchmarks/options.py
-	$(BIN)/python scripts/results_page.py
+	$(BIN)/python scripts/pages/results_page.py
 
 clean:
 	rm -rf book/_build build dist pdae_lite.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from pdae_lite import losses
-from pdae_lite.losses import LinearGaussian, fill, nats, noise_error, posterior_mean_gap
+from pdae_lite.losses import fill, nats, noise_error, posterior_mean_gap
+from pdae_lite.metrics import LinearGaussian
 from pdae_lite.schedule import NoiseSchedule
 
 LINEAR = NoiseSchedule.linear()

@@ -16,7 +16,7 @@ PAPER_ONLY = ("released", "sets", "long_inversion", "inception")
 
 def add_evaluate(commands) -> None:
     """Add the command to an argparse subparsers object."""
-    from ..reproduction.published import LAYOUT
+    from ..reproduction.released_files import LAYOUT
 
     evaluate = commands.add_parser(
         "evaluate", help="measure reconstructions; the paper's tables, in small or from its authors' files",
@@ -138,7 +138,8 @@ def _plain(args, device) -> dict:
 
 
 def _paper(args, device) -> dict:
-    from ..reproduction.published import LMDBS, TABLE_1_MODEL, find_released, holds_one_model
+    from ..reproduction.published import TABLE_1_MODEL
+    from ..reproduction.released_files import LMDBS, find_released, holds_one_model
 
     found = find_released(args.released, args.sets or "released")
     if holds_one_model(args.released):
@@ -191,30 +192,30 @@ def _table_1(args, device, files, model, report: dict) -> None:
 
 
 def _table_2(args, device, files, model, report: dict) -> None:
-    from ..reproduction import protocol, published
+    from ..reproduction import protocol, published, released_files
 
     space = protocol.inception_space(args.inception, device) if args.inception else _small_space(model, device)
-    images = _images(args, published.LMDBS.get(files.name, files.name), model, args.count)
+    images = _images(args, released_files.LMDBS.get(files.name, files.name), model, args.count)
     count, steps = args.samples or 50_000, _steps(args, ",".join(map(str, published.STEPS)))
     real = protocol.real_statistics(space, images, device, args.batch_size, progress=True)
     rows = protocol.table_2(model, files.load_latent().to(device), space, real, count, steps, args.seed, args.batch_size, progress=True)
     what = "FID" if space.is_inception else f"Fréchet distance in {space.name}"
     print(f"\nTable 2: {what}, {files.name}, {count:,} samples against {len(images):,} images of {args.data}; with 95 % intervals")
-    published = published.TABLE_2.get(files.name, {})
+    paper = published.TABLE_2.get(files.name, {})
     lines = []
     for row in ("DDIM", "Diff-AE", "PDAE"):
-        theirs = dict(zip(published.STEPS, published.get(row, ())))
+        theirs = dict(zip(published.STEPS, paper.get(row, ())))
         lines.append([row, *(cell for T in steps for cell in (_shown(rows.get(row, {}).get(T)), _shown(theirs.get(T))))])
     column = "paper" if space.is_inception else "paper: FID"
     _print_table(["", *(cell for T in steps for cell in (f"T = {T}", column))], lines)
     if not space.is_inception:
         _note(report, f"{what} isn't FID and can't be compared with it; --inception FILE measures FID")
-    report.setdefault("table_2", {})[files.name] = {"samples": count, "images": len(images), "metric": what, "paper": published,
+    report.setdefault("table_2", {})[files.name] = {"samples": count, "images": len(images), "metric": what, "paper": paper,
                                                     "measured": _numbers(rows)}
 
 
 def _images(args, name: str, model, count: int | None):
-    from ..reproduction.published import open_images
+    from ..reproduction.released_files import open_images
 
     return open_images(args.data, name, model.network.config.image_size, model.network.config.in_channels, stop=count)
 

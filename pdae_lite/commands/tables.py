@@ -18,7 +18,7 @@ TABLE_3 = "few-shot conditional generation; lists are over draws of labels; 'hal
 
 def small_table(args, device, made: dict, write: Callable[[dict], None]) -> dict:
     """The record of a table. What is complete in the file of --json isn't measured again; `write(record)` writes it there."""
-    from ..reproduction.table_1 import Subject
+    from ..reproduction.subject import Subject
 
     measure, show = {1: (_table_1, _print_1), 2: (_table_2, _print_2), 3: (_table_3, _print_3)}[args.table]
     s = Subject.open(args.model, args.latent, args.data, device)
@@ -47,7 +47,7 @@ def _before(path, settings: dict) -> dict | None:
 
 
 def _partial(args, settings: dict):
-    from ..reproduction.table_1 import Partial
+    from ..reproduction.partial import Partial
 
     return Partial(args.json, json.dumps(settings, sort_keys=True))
 

@@ -1,85 +1,20 @@
-"""How good are images, and how close is one set of images to another: every figure with its interval.
+"""How close one set of images is to another: distances between distributions, neighbours, and their intervals.
 
-Image errors are per image: `mean(ssim(a, b))` is an `Estimate`, `mean(ssim(a, c) - ssim(b, c))` a paired difference. Distances
-between distributions take `Features` (see `features`), never pixels, and name the space they were measured in; figures
-from two spaces, Inception's among them, can't be compared.
+All take `Features` (see `features`), never pixels, and name the space they were measured in; figures from two spaces, Inception's
+among them, can't be compared.
 """
 import math
 import weakref
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..networks.blocks import check_images
-from .features import Features, extract, reference
-from .intervals import BLOCK, Estimate, Z, bootstrap, jackknife_variance, mean, median, middle, named, proportion
-
-__all__ = ["Estimate", "Features", "Memorisation", "PrecisionRecall", "Statistics", "class_score", "extract", "feature_distance", "fid",
-           "frechet_distance", "kid", "lpips", "mean", "median", "memorisation", "mse", "nearest_distance", "nearest_is_own",
-           "precision_recall", "proportion", "psnr", "reference", "ssim", "statistics"]
+from .features import Features
+from .intervals import BLOCK, Estimate, Z, bootstrap, jackknife_variance, median, middle, named, proportion
 
 GROUPS, T_19 = 20, 2.093024  # of the grouped jackknife, and the 97.5 % quantile of Student's t with 19 degrees of freedom
-
-
-# ---- pairs of images, both float [N, C, H, W] in [−1, 1] ----------------------------------------------------------
-
-
-def mse(a: Tensor, b: Tensor) -> Tensor:
-    """Mean square error of each pair on [0, 1]: [N]."""
-    a, b = _unit_range(a, b)
-    return (a - b).square().mean((1, 2, 3))
-
-
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, of each pair on [0, 1]: [N]; infinite for equal images."""
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    a, b = _unit_range(a, b)
-    return peak_signal_noise_ratio(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none")
-
-
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004, Gaussian window 11×11 with σ = 1.5) of each pair on [0, 1]: [N]."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    a, b = _unit_range(a, b)
-    if min(a.shape[2:]) < 11:
-        raise ValueError(f"images are {a.shape[2]}×{a.shape[3]}; the window of SSIM wants 11×11 or more")
-    return structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
-
-
-def lpips(a: Tensor, b: Tensor, download: bool = False) -> Tensor:
-    """LPIPS (Zhang et al. 2018) on AlexNet, of each pair: [N]. Grey images are taken as RGB.
-
-    AlexNet's ImageNet weights (233 MB) don't ship; torchvision fetches them only with `download=True`. Without them there is
-    `feature_distance`, which is no LPIPS and not comparable with it.
-
-    Raises:
-        FileNotFoundError: the weights aren't in torch's cache, and `download` wasn't asked for.
-    """
-    from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity
-    from torchvision.models import AlexNet_Weights
-
-    _unit_range(a, b)
-    if a.shape[1] not in (1, 3):
-        raise ValueError(f"images have {a.shape[1]} channels; LPIPS wants 1 or 3")
-    path = Path(torch.hub.get_dir()) / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
-    if not download and not path.is_file():
-        raise FileNotFoundError(f"LPIPS needs AlexNet's weights, {path}; fetch them with download=True, or use feature_distance")
-    a, b = (x.float().clamp(-1, 1).expand(-1, 3, -1, -1) for x in (a, b))
-    with torch.no_grad():
-        return learned_perceptual_image_patch_similarity(a, b, net_type="alex", reduction="none").reshape(-1)
-
-
-def _unit_range(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    for name, x in (("a", a), ("b", b)):
-        check_images(x, x.shape[1] if torch.is_tensor(x) and x.ndim == 4 else "C", 1, name, (-1.0, 1.0))
-    if a.shape != b.shape:
-        raise ValueError(f"a has shape {list(a.shape)}, b {list(b.shape)}; want pairs of images of one size")
-    return tuple(((x.detach().float() + 1) / 2).clamp(0, 1) for x in (a, b))
 
 
 # ---- pairs and neighbours in a feature space ----------------------------------------------------------------------

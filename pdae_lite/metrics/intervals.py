@@ -39,6 +39,10 @@ class Estimate:
         low = value - math.hypot(self.value - self.low, other.high - other.value)
         return Estimate(value, low, value + math.hypot(self.high - self.value, other.value - other.low), self.n + other.n, self.space)
 
+    def to_dict(self) -> dict:
+        """JSON-able values."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": list(self.n)} | ({"space": self.space} if self.space else {})
+
     def excludes(self, value: float = 0.0) -> bool:
         """Whether the interval leaves out a value. A difference that doesn't exclude 0 was not measured."""
         return not self.low <= value <= self.high

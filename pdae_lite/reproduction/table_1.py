@@ -1,127 +1,14 @@
-"""The paper's tables in small: what they are measured on, what was measured before a stop, and Table 1, reconstruction.
-
-`better_samples` has Table 2, `few_shot` Table 3; `evaluation` has the paper's own protocol, for its authors' files.
-"""
-from dataclasses import dataclass
-from pathlib import Path
-
+"""Table 1 in small: how well images are rebuilt. `protocol` has the paper's own, for its authors' files."""
 import torch
 from torch import Tensor
 
 from .. import counter_rng, data, metrics, sampling
-from ..applications.latent import LatentDPM
-from ..checkpoint import tensors_digest
-from ..commands.settings import UsageError
-from ..diffae import DiffAE
 from ..metrics.features import FeatureNet
 from ..metrics.intervals import Estimate, mean
-from ..pdae import PDAE
 from ..progress import progress_bar
+from .partial import Partial
 from .protocol import Distance
-
-DATA = ("digits", "peeps")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The models of a table, those that there are, and the data set that they were trained on."""
-
-    data: str
-    net: FeatureNet
-    pdae: PDAE | None = None
-    diffae: DiffAE | None = None
-    latent: LatentDPM | None = None
-    diffae_latent: LatentDPM | None = None
-
-    @classmethod
-    def open(cls, model: str, latent: str | None = None, name: str | None = None, device=None) -> "Subject":
-        """Of "digits" or "peeps" all models that ship; of a file its PDAE or Diff-AE, and the latent DPM of another file.
-
-        Args:
-            name: the data set, if the file of the model doesn't say it.
-            device: None: as for `pdae_lite.load`.
-
-        Raises:
-            UsageError: a model of other data, or files that don't fit together.
-        """
-        from .. import load
-        from ..commands.models import load_autoencoder
-        from ..meeting import default_device
-
-        device = default_device() if device is None else device
-        if model in DATA:
-            if latent is not None or name not in (None, model):
-                raise UsageError(f"--model {model} has its own latent DPMs and data; leave --latent and --data out, or give a file")
-            kinds = ("pdae", "diffae", "latent", "diffae_latent")
-            found = {kind: load(model, kind, device).eval().requires_grad_(False) for kind in kinds}
-            return cls(model, load(model, "features", device), **found)
-        autoencoder = load_autoencoder(model).to(device).eval().requires_grad_(False)
-        name = name or autoencoder.metadata.get("data")
-        if name not in DATA:
-            raise UsageError(f"{model} is a model of {name or 'data that it does not name'}; the small tables are of digits and peeps "
-                             "(--data says which), which have feature networks")
-        kind = "pdae" if isinstance(autoencoder, PDAE) else "diffae"
-        found = {kind: autoencoder}
-        if latent is not None:
-            dpm = LatentDPM.load(latent, device).eval().requires_grad_(False)
-            if dpm.z_dim != autoencoder.z_dim:
-                raise UsageError(f"{latent} samples codes with z_dim={dpm.z_dim}, {model} decodes z_dim={autoencoder.z_dim}")
-            found["latent" if kind == "pdae" else "diffae_latent"] = dpm
-        return cls(name, load(name, "features", device), **found)
-
-    @property
-    def some(self):
-        """One of the autoencoders."""
-        return self.pdae if self.pdae is not None else self.diffae
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of an image, [C, H, W]."""
-        config = self.some.network.config
-        return config.in_channels, config.image_size, config.image_size
-
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of the weights of each model that takes part."""
-        models = {k: getattr(self, k) for k in ("pdae", "diffae", "latent", "diffae_latent", "net")}
-        return {k: tensors_digest({n: w.cpu() for n, w in m.state_dict().items()}) for k, m in models.items() if m is not None}
-
-
-class Partial:
-    """Tensors measured so far, in a file beside the JSON until that is complete, so that a run that was stopped goes on."""
-
-    def __init__(self, json_file: str | Path | None, settings: str):
-        self.path = None if json_file is None else Path(f"{json_file}.part")
-        self.settings, self.tensors = settings, {}
-        if self.path is not None and self.path.is_file():
-            from safetensors import safe_open
-
-            with safe_open(self.path, "pt") as f:
-                if (f.metadata() or {}).get("settings") == settings:  # of another measurement: begin anew
-                    self.tensors = {key: f.get_tensor(key) for key in f.keys()}
-
-    def count(self, keys=None) -> int:
-        """How many samples all tensors have, or those of some keys."""
-        return min((len(self.tensors.get(key, ())) for key in (self.tensors if keys is None else keys)), default=0)
-
-    def extend(self, more: dict[str, Tensor]) -> None:
-        """Add the next samples of some tensors, and write all."""
-        for key, values in more.items():
-            values = values.cpu()
-            self.tensors[key] = torch.cat([self.tensors[key], values]) if key in self.tensors else values
-        if self.path is not None:
-            from safetensors.torch import save_file
-
-            waiting = self.path.with_name(self.path.name + ".new")
-            save_file({k: v.contiguous() for k, v in self.tensors.items()}, waiting, {"settings": self.settings})
-            waiting.replace(self.path)
-
-    def done(self) -> None:
-        """Nothing is left to do: take the file away."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-
-# ---- Table 1: reconstruction ----------------------------------------------------------------------------------------------
+from .subject import Subject
 
 
 def shape_distance(net: FeatureNet) -> Distance:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import counter_rng, metrics, sampling
+from ..metrics.distributions import GROUPS
 from ..metrics.features import Features
 from ..metrics.intervals import Estimate, mean
 from ..metrics.paired import fid_difference, kid_difference
 from ..speed import accelerate
+from .partial import Partial
 from .published import OFF_LAST, STEPS
-from .table_1 import Partial, Subject
+from .subject import Subject
 
 LATENT_STEPS = 100
 SWEEP, SWEEP_STEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), 20
@@ -198,7 +200,7 @@ def summary(wanted: list[Cell], equal: dict[int, dict[str, str]], values: dict[s
     """KID of each cell, and FID where there are 5,000 real images or more; the differences; and how near each sample already is to
     the one that its method draws from the same noise in the most steps."""
     features = {name: Features(v, real.space) for name, v in values.items()}
-    with_fid = len(real) >= 5000 and min(map(len, features.values())) >= metrics.GROUPS
+    with_fid = len(real) >= 5000 and min(map(len, features.values())) >= GROUPS
     last, rows = max(steps), []
     for cell in wanted:
         f = features[cell.name]

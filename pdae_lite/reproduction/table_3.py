@@ -18,7 +18,8 @@ from ..commands.settings import UsageError
 from ..metrics.features import Features, extract, reference
 from ..progress import progress_bar
 from ..speed import accelerate
-from .table_1 import Partial, Subject
+from .partial import Partial
+from .subject import Subject
 
 ATTRIBUTES = ("mask", "long_hair", "facial_hair", "glasses")
 COUNTS = (10, 20, 50, 100, 200, 500, 1000)  # labels, half of them positive

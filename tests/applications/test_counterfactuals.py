@@ -1,16 +1,13 @@
 """The stored marks of attribute edits: whole, of the weights that ship, and a piece of them comes out again."""
 import json
 import sys
-from pathlib import Path
 
+import counterfactuals
 import pytest
 
 from pdae_lite import data
 from pdae_lite.applications import attributes
 from pdae_lite.data import ASSETS
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import counterfactuals  # noqa: E402
 
 STORED = json.loads((ASSETS / "counterfactuals.json").read_text(encoding="utf-8"))
 METHODS = {"pixels", "pca", *(f"{kind}_{how}" for kind in ("pdae", "diffae") for how in ("weights", "means", "keep", "truth"))}

@@ -1,14 +1,10 @@
 """What is stored of linear probes on raw pixels: whole, and one attribute comes out again."""
 import json
-import sys
-from pathlib import Path
 
+import pixel_probe
 import pytest
 
 from pdae_lite import data
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import pixel_probe  # noqa: E402
 
 STORED = json.loads((data.ASSETS / "pixel_probe.json").read_text(encoding="utf-8"))
 

@@ -18,7 +18,7 @@ import pdae_lite
 from pdae_lite import NoiseSchedule
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "book" / "_ext")]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
 import pdae_book  # noqa: E402
 import results_page  # noqa: E402
@@ -109,7 +109,7 @@ def test_every_function_of_the_equation_map_exists():
 
 @pytest.mark.parametrize("script", [results_page, timings_page], ids=["results", "timings"])
 def test_pages_made_from_records_are_current(script):
-    assert script.TARGET.read_text(encoding="utf-8") == script.page(), f"run it again: python scripts/{script.__name__}.py"
+    assert script.TARGET.read_text(encoding="utf-8") == script.page(), f"run it again: python scripts/pages/{script.__name__}.py"
 
 
 def test_the_page_of_results_holds_every_record():
@@ -154,7 +154,7 @@ def test_buttons_need_a_public_url():
     url = load_yaml("_config.yml")["sphinx"]["config"]["pdae_repository"]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
-        assert (first.get("id") == setup_cells.ID) == bool(url), f"{path.name}: run scripts/setup_cells.py"
+        assert (first.get("id") == setup_cells.ID) == bool(url), f"{path.name}: run scripts/pages/setup_cells.py"
         assert not url or url in "".join(first["source"])
 
 

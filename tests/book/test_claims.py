@@ -1,14 +1,11 @@
 """Every chapter asserts what it says, and the page that lists the claims is the one that the notebooks give."""
-import sys
 from pathlib import Path
 
+import claims_page
 import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-import claims_page  # noqa: E402
-
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -18,7 +15,7 @@ def test_a_chapter_asserts_its_claims(path):
 
 
 def test_the_page_is_current():
-    assert claims_page.TARGET.read_text(encoding="utf-8") == claims_page.page(), "run: python scripts/claims_page.py"
+    assert claims_page.TARGET.read_text(encoding="utf-8") == claims_page.page(), "run: python scripts/pages/claims_page.py"
 
 
 def test_a_claim_without_an_assert_is_refused(tmp_path):

@@ -2,21 +2,17 @@
 import base64
 import io
 import re
-import sys
 from pathlib import Path
 
+import make_landing
 import pytest
 import torch
 from PIL import Image
 
+from pdae_lite import viz
+from pdae_lite.viz.sliders import pixels_of
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import make_landing  # noqa: E402
-
-from pdae_lite import viz  # noqa: E402
-from pdae_lite.viz.sliders import pixels_of  # noqa: E402
-
 TEXT = make_landing.TARGET.read_text(encoding="utf-8")
 
 

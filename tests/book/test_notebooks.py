@@ -9,7 +9,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-CURE = "run it anew: python scripts/run_notebooks.py "
+CURE = "run it anew: python scripts/pages/run_notebooks.py "
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -15,7 +15,7 @@ from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, co
 from pdae_lite.commands import main
 from pdae_lite.commands.doctor import _open
 from pdae_lite.networks.encoder import EncoderConfig
-from pdae_lite.reproduction import protocol, published
+from pdae_lite.reproduction import protocol, published, released_files
 
 lmdb = pytest.importorskip("lmdb", reason="lmdb isn't installed")
 RELEASED = Path(__file__).parents[1] / "data" / "official_pdae_tiny"
@@ -45,7 +45,7 @@ def faces(tmp_path_factory, images):
 
 @pytest.fixture(scope="module")
 def released():
-    return published.find_released(RELEASED)["released"]
+    return released_files.find_released(RELEASED)["released"]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,8 @@ def test_published_numbers():
     """As printed in the paper's tables; PDAE's own rows and the comparisons that it loses."""
     assert published.TABLE_1["PDAE, inferred x_T"] == (0.993, 0.008, 5.48e-5) and published.TABLE_1["DDIM, inferred x_T"][0] == 0.917
     assert published.TABLE_1["PDAE, random x_T"][1] > published.TABLE_1["Diff-AE, random x_T"][1]
-    lost = [(name, T) for name, rows in published.TABLE_2.items() for T, a, b in zip(published.STEPS, rows["PDAE"], rows["Diff-AE"]) if a > b]
+    lost = [(name, T) for name, rows in published.TABLE_2.items()
+            for T, a, b in zip(published.STEPS, rows["PDAE"], rows["Diff-AE"]) if a > b]
     assert lost == [("bedroom128", 100), ("celeba64", 50)]
 
 
@@ -187,7 +188,7 @@ def in_folders(tmp_path):
 
 
 def test_the_release_s_folders_and_inception(in_folders, faces, inception, tmp_path, capsys):
-    found = published.find_released(in_folders)
+    found = released_files.find_released(in_folders)
     assert set(found) == {"celeba64", "horse128"} and found["celeba64"].has_latent and not found["horse128"].has_latent
     arguments = ["--protocol", "paper", "--released", in_folders, "--data", f"lmdb:{faces / 'celebahq'}", "--steps", 1, "--samples", 20]
     assert run(*arguments) == 2
@@ -209,7 +210,7 @@ def test_aligned_celeba_is_cropped(tmp_path):
     with lmdb.open(str(tmp_path / "celeba64"), map_size=2**22) as env, env.begin(write=True) as transaction:
         transaction.put(b"None-0000000", png.getvalue())
         transaction.put(b"length", b"1")
-    got = published.open_images(tmp_path, "celeba64", 128, 3)[0]
+    got = released_files.open_images(tmp_path, "celeba64", 128, 3)[0]
     assert np.array_equal(got.permute(1, 2, 0), pixels[57:57 + 128, 25:25 + 128])
 
 

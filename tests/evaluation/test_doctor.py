@@ -12,8 +12,7 @@ from pdae_lite import data
 from pdae_lite.commands import main
 from pdae_lite.evaluation.checks import log_grid, noise_statistics, noisy_invert, pick, z_sensitivity
 from pdae_lite.evaluation.doctor import examine
-from pdae_lite.losses import LinearGaussian
-from pdae_lite.metrics import nearest_distance
+from pdae_lite.metrics import LinearGaussian, nearest_distance
 from pdae_lite.metrics.features import Features
 from pdae_lite.networks.encoder import EncoderConfig, SemanticEncoder
 from pdae_lite.networks.unet import UNet, UNetConfig

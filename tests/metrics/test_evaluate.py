@@ -5,23 +5,22 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import cards
+import evaluate
+import evaluate_generators
+import measurements
 import pytest
 import torch
+import training_efficiency
 from PIL import Image
 
 from pdae_lite import data
 from pdae_lite.applications.attributes import LinearProbe
 from pdae_lite.applications.latent import LatentStats
 from pdae_lite.checkpoint import load_model, save_model
-from pdae_lite.losses import LinearGaussian, noise_error
+from pdae_lite.losses import noise_error
+from pdae_lite.metrics import LinearGaussian
 from pdae_lite.presets import PRESETS
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import cards  # noqa: E402
-import evaluate  # noqa: E402
-import evaluate_generators  # noqa: E402
-import measurements  # noqa: E402
-import training_efficiency  # noqa: E402
 
 TINY = measurements.Counts(fill=2, nats=2, cases=4, inferred=2, samples=20, steps=2, inferred_steps=2, linear=40, probe=300, shown=3)
 DIGITS = data.ASSETS / "digits_pdae.safetensors"
@@ -197,5 +196,5 @@ def test_the_table_of_models_in_the_readme_is_up_to_date():
     import model_table
 
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert model_table.renewed(readme) == readme, "run python scripts/model_table.py"
+    assert model_table.renewed(readme) == readme, "run python scripts/pages/model_table.py"
     assert model_table.table().count("\n") > 5

@@ -2,16 +2,13 @@
 import hashlib
 import json
 import sys
-from pathlib import Path
 
+import evaluate_classifier as script
 import pytest
 import torch
 
 import pdae_lite
 from pdae_lite import data
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import evaluate_classifier as script  # noqa: E402
 
 RECORD = json.loads((data.ASSETS / "digits_classifier.json").read_text(encoding="utf-8"))
 

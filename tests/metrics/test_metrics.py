@@ -275,7 +275,7 @@ def test_kid_is_torchmetrics_and_its_jackknife_exact(monkeypatch):
                   for p in ([left_out(i, -1) for i in range(30)], [left_out(-1, j) for j in range(30)]))
     assert e.high - e.value == pytest.approx(1.959964 * math.sqrt(by_hand), rel=1e-6)
     whole = metrics.precision_recall(x, y), metrics.nearest_distance(x, y)
-    monkeypatch.setattr(metrics, "BLOCK", 100)  # parts of three rows
+    monkeypatch.setattr(metrics.distributions, "BLOCK", 100)  # parts of three rows
     assert metrics.kid(x, y).low == pytest.approx(e.low) and metrics.precision_recall(x, y) == whole[0]
     assert torch.allclose(metrics.nearest_distance(x, y), whole[1])
 

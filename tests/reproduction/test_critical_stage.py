@@ -1,17 +1,14 @@
 """The search for the critical stage: every stage as if sampled alone, in fewer steps; stopped and resumed."""
 import json
 import sys
-from pathlib import Path
 
+import critical_stage
 import pytest
 import torch
 from guided_parts import MIXTURE, SCHEDULE, K, noise
 
 from pdae_lite import sampling
 from pdae_lite.guidance import guided, staged
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import critical_stage  # noqa: E402
 
 
 class Calls:

@@ -1,14 +1,10 @@
 """What is stored of the search for the critical stage: whole, and comes out again."""
 import json
-import sys
-from pathlib import Path
 
+import critical_stage
 import pytest
 
 from pdae_lite.data import ASSETS
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import critical_stage  # noqa: E402
 
 STORED = json.loads((ASSETS / "critical_stage.json").read_text(encoding="utf-8"))
 

@@ -2,11 +2,11 @@
 import importlib.util
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trials
 
 from pdae_lite import losses
 from pdae_lite.checkpoint import tensors_digest
@@ -14,9 +14,6 @@ from pdae_lite.data import ASSETS
 from pdae_lite.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-import trials  # noqa: E402
-
 STORED = json.loads((ASSETS / "trials.json").read_text(encoding="utf-8"))
 RUNS = {(r["group"], r["name"], r["seed"]): r for r in STORED["runs"]}
 OPTIONS = json.loads((ASSETS / "training_options.json").read_text(encoding="utf-8"))

@@ -1,16 +1,12 @@
 """The record of the truncation-like effect: made by parts that do what they say; whole; and a slice of it comes out again."""
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+import truncation
 
 from pdae_lite import data, metrics
 from pdae_lite.metrics.features import Features
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import truncation  # noqa: E402
 
 STORED = json.loads((data.ASSETS / "truncation.json").read_text(encoding="utf-8"))
 ROWS = {(row["method"], row["scale"]): row for row in STORED["rows"]}

@@ -1,9 +1,9 @@
 """Measure a shipped model that draws new images, and write its card: NAME_KIND.json, .md and .png in pdae_lite/assets.
 
-    python scripts/evaluate_generators.py digits latent --history runs/digits-latent/history.json
-    python scripts/evaluate_generators.py digits diffae_latent       # the same for codes of the Diff-AE
-    python scripts/evaluate_generators.py digits class               # the class-conditional gradient estimator
-    python scripts/evaluate_generators.py digits cond_dpm            # the conditional DPM
+    python scripts/assets/evaluate_generators.py digits latent --history runs/digits-latent/history.json
+    python scripts/assets/evaluate_generators.py digits diffae_latent       # the same for codes of the Diff-AE
+    python scripts/assets/evaluate_generators.py digits class               # the class-conditional gradient estimator
+    python scripts/assets/evaluate_generators.py digits cond_dpm            # the conditional DPM
 
 Of all: kernel distance, precision and recall of its images against held-out ones, and whether they are copies. Of a latent DPM:
 its loss on training and held-out codes. Of models that are told the class: whether their digits are of it, and how much of the
@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from cards import draw, file_facts, shown
 from evaluate import thinned
-from measurements import numbers
 from torch import Tensor
 
 import pdae_lite
@@ -80,16 +79,16 @@ def images(s: Subject, n: int) -> dict:
     made, test, train = (extract(s.net, x) for x in (drawn, s.test.floats(), s.train.floats()))
     real = metrics.reference(s.name)
     near = metrics.memorisation(made, train, test)
-    out = {"count": n, "steps": s.steps, "space": made.space, "kid": numbers(metrics.kid(made, real)),
-           "kid_of_training_images": numbers(metrics.kid(train[:n], real)), "copies_ratio": numbers(near.ratio)}
+    out = {"count": n, "steps": s.steps, "space": made.space, "kid": metrics.kid(made, real).to_dict(),
+           "kid_of_training_images": metrics.kid(train[:n], real).to_dict(), "copies_ratio": near.ratio.to_dict()}
     for key, features in (("", made), ("_of_training_images", train[:n])):
         found = metrics.precision_recall(features, test[:n])
-        out |= {f"precision{key}": numbers(found.precision), f"recall{key}": numbers(found.recall)}
+        out |= {f"precision{key}": found.precision.to_dict(), f"recall{key}": found.recall.to_dict()}
     if len(real) >= 5000:
-        out |= {"fid": numbers(metrics.fid(made, real)), "fid_of_training_images": numbers(metrics.fid(train[:n], real))}
+        out |= {"fid": metrics.fid(made, real).to_dict(), "fid_of_training_images": metrics.fid(train[:n], real).to_dict()}
     if y is not None:
         with torch.no_grad():
-            out["of_the_class"] = numbers(metrics.proportion(torch.cat([s.net(x) for x in drawn.split(250)]).argmax(1) == y))
+            out["of_the_class"] = metrics.proportion(torch.cat([s.net(x) for x in drawn.split(250)]).argmax(1) == y).to_dict()
     return out
 
 

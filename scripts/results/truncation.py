@@ -1,7 +1,7 @@
 """The truncation-like effect (Fig. 9): digits drawn with the shift of a class-conditional G, and with a classifier's, at several scales.
 
-    python scripts/truncation.py                      # pdae_lite/assets/truncation.json: about half an hour of one CPU core
-    python scripts/truncation.py --file runs/short/model.safetensors --guided 0 --out short.json    # another G
+    python scripts/results/truncation.py                      # pdae_lite/assets/truncation.json: about half an hour of one CPU core
+    python scripts/results/truncation.py --file runs/short/model.safetensors --guided 0 --out short.json    # another G
 
 Sample i asks for class i % 10 and starts from the noise counter_rng.normal(seed, 0, i), at every scale of either method. What a third
 network, `digits_features`, sees in the samples: kernel distance (KID) from the 500 held-out digits, class score (the formula of
@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from measurements import numbers
 from torch import Tensor
 
 import pdae_lite
@@ -92,10 +91,10 @@ def figures(found: dict[str, Tensor], real: Features) -> dict:
     Recall depends on how many samples there are: it is that of the first as many as there are real images.
     """
     made, seen = as_features(found), found["logits"].argmax(1)
-    return {"kid": numbers(metrics.kid(made, real)), "class_score": numbers(metrics.class_score(found["logits"], made.space)),
-            "precision": numbers(metrics.precision_recall(made, real).precision),
-            "recall": numbers(metrics.precision_recall(made[: len(real)], real).recall),
-            "of_the_class": numbers(metrics.proportion(seen == made.labels)),
+    return {"kid": metrics.kid(made, real).to_dict(), "class_score": metrics.class_score(found["logits"], made.space).to_dict(),
+            "precision": metrics.precision_recall(made, real).precision.to_dict(),
+            "recall": metrics.precision_recall(made[: len(real)], real).recall.to_dict(),
+            "of_the_class": metrics.proportion(seen == made.labels).to_dict(),
             "seen": "".join(map(str, seen.tolist())), "ink": [round(v, 4) for v in found["ink"][:10].tolist()]}
 
 
@@ -161,8 +160,8 @@ def check_of_bf16(models: dict, drawn: dict, count: int, o: dict, real: Features
         exact = samples(models, method, scale, count, o, work / "float32")
         quick = {k: v[:count] for k, v in drawn[method, scale].items()}
         seen = {"float32": exact["logits"].argmax(1), "bf16": quick["logits"].argmax(1)}
-        out.append({"method": method, "scale": scale, "same_digit_seen": numbers(metrics.proportion(seen["float32"] == seen["bf16"])),
-                    "kid_bf16_minus_float32": numbers(kid_difference(as_features(quick), as_features(exact), real)),
+        out.append({"method": method, "scale": scale, "same_digit_seen": metrics.proportion(seen["float32"] == seen["bf16"]).to_dict(),
+                    "kid_bf16_minus_float32": kid_difference(as_features(quick), as_features(exact), real).to_dict(),
                     "of_the_class": {k: float((v == y).float().mean()) for k, v in seen.items()}})
     return out
 
@@ -196,7 +195,7 @@ def main() -> int:
     models = load_models(args.file)
     fast, real, test = in_bf16(models), metrics.reference("digits"), data.digits("test")
     given = [f"--{k} {v}" for k, v in vars(args).items() if k not in ("work", "out") and v is not None]
-    o = described({"command": " ".join(["python scripts/truncation.py", *given]), "seed": args.seed, "steps": args.steps}, models)
+    o = described({"command": " ".join(["python scripts/results/truncation.py", *given]), "seed": args.seed, "steps": args.steps}, models)
     rows, drawn, start = [], {}, time.process_time()
     counts = {"pdae": args.count, "classifier": args.guided}
     units = [(m, s) for m, scales in SCALES.items() if counts[m] for s in scales]
@@ -213,7 +212,7 @@ def main() -> int:
         before = scales[max(scales.index(row["scale"]) - 1, 0)]
         for key, scale in (("kid_minus_that_at_1", 1.0), ("kid_minus_that_before", before)):
             here, there = (as_features(drawn[row["method"], s]) for s in (row["scale"], scale))
-            row[key] = numbers(kid_difference(here, there, real))
+            row[key] = kid_difference(here, there, real).to_dict()
     shift = {k: v if k in ("t", "images") else [float(f"{x:.5g}") for x in v]
              for k, v in shifts(models, test.floats(slice(args.images)), test.labels[: args.images]).items()}
     check = check_of_bf16(models, drawn, args.checked, o, real, args.work) if args.checked else []

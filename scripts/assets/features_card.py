@@ -58,7 +58,8 @@ def fresh_faces(r: dict) -> str:
 Class features, as float16, and attributes of {r['faces']:,} faces drawn like the data (stream 3 of the seed), of which none is in the
 splits or the edits; `metrics.reference("peeps")`. A distribution metric against them holds no image that a model was trained on.
 
-- Commands: `python scripts/make_peeps.py --fresh {r['faces']} fresh.npz`, `python scripts/make_features.py reference fresh.npz`
+- Commands: `python scripts/assets/make_peeps.py --fresh {r['faces']} fresh.npz`,
+  `python scripts/assets/make_features.py reference fresh.npz`
 - File: `{r['file']['name']}`, {r['file']['bytes']:,} bytes, SHA-256 `{r['file']['sha256']}`
 - SHA-256 of the pixels, uint8 [{r['faces']}, 3, 64, 64]: `{r['sha256_of_pixels']}`
 """

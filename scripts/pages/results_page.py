@@ -1,22 +1,19 @@
 """Write book/results.md, every stored figure and how it was made, from the JSON records in the package: nothing in it is typed by hand.
 
-    python scripts/results_page.py            # a test tells when it has to be run again
+    python scripts/pages/results_page.py            # a test tells when it has to be run again
 
 A record that is new in pdae_lite/assets gets its entry by itself. What a record doesn't say is left out here.
 """
 import json
 import re
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from model_table import ORDER, WHAT, quality, seen
 
-from model_table import ORDER, WHAT, quality, seen  # noqa: E402
+from pdae_lite.checkpoint import write_text
+from pdae_lite.data import ASSETS
 
-from pdae_lite.checkpoint import write_text  # noqa: E402
-from pdae_lite.data import ASSETS  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "book" / "results.md"
 TITLES = {
     "critical_stage": "Critical stage: accuracy of the class, for every stage in which a classifier guides (Fig. 3)",
@@ -43,7 +40,7 @@ html_theme.sidebar_secondary.remove: true
 # Results and provenance
 
 Chapters run in a minute or two. What takes longer was computed once, by a command, and its result is stored in the package
-(`pdae_lite/assets`) with that command. This page lists all of it. It is written from those records by `scripts/results_page.py`, and
+(`pdae_lite/assets`) with that command. This page lists all of it. It is written from those records by `scripts/pages/results_page.py`, and
 the tests compute a part of each anew. What a record doesn't hold isn't listed.
 """
 MODELS = """All of them are trained by `make weights`; `make -n weights` lists the commands. Each has a card,

@@ -1,7 +1,7 @@
 """Write book/claims.md: what each chapter asserts, read from the notebooks. A claim is a sentence that a checked cell prints after an
 `assert`: when it fails, so do the cell, nbval and CI.
 
-    python scripts/claims_page.py            # a test tells when it has to be run again
+    python scripts/pages/claims_page.py            # a test tells when it has to be run again
 """
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import nbformat
 
 from pdae_lite.checkpoint import write_text
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "book" / "claims.md"
 CHECKED, HOLDS = "# NBVAL_CHECK_OUTPUT", ": True"
 HEAD = """# What this book claims

@@ -1,9 +1,9 @@
 """Measure a model that ships on held-out images, fit its linear probe, and write its card.
 
-    python scripts/evaluate.py digits                    # pdae_lite/assets/digits_pdae.safetensors: about 15 CPU minutes
-    python scripts/evaluate.py peeps --history runs/peeps-pdae/history.json --dpm-history runs/peeps-dpm/history.json
-    python scripts/evaluate.py digits diffae             # its noise error is compared with the DPM's of digits_pdae
-    python scripts/evaluate.py peeps --file runs/peeps-pdae/model.safetensors --quick --out /tmp/look
+    python scripts/assets/evaluate.py digits                    # pdae_lite/assets/digits_pdae.safetensors: about 15 CPU minutes
+    python scripts/assets/evaluate.py peeps --history runs/peeps-pdae/history.json --dpm-history runs/peeps-dpm/history.json
+    python scripts/assets/evaluate.py digits diffae             # its noise error is compared with the DPM's of digits_pdae
+    python scripts/assets/evaluate.py peeps --file runs/peeps-pdae/model.safetensors --quick --out /tmp/look
 
 Writes NAME_KIND.json (every figure), NAME_KIND.md (the card), NAME_KIND.png (its picture), and NAME_probe.safetensors, or
 NAME_KIND_probe.safetensors for other kinds than pdae. Needs NAME_features.safetensors (make_features.py). --history, a run's
@@ -68,7 +68,7 @@ def main() -> int:
     counts = replace(QUICK if args.quick else Counts(), **{k: int(v) for k, v in (c.split("=") for c in args.counts.split(",") if c)})
     s = Subject.open(args.name, args.kind, path, counts)
     if s.net is None:
-        parser.error(f"{args.name}_features.safetensors is missing; make it by scripts/make_features.py {args.name}")
+        parser.error(f"{args.name}_features.safetensors is missing; make it by scripts/assets/make_features.py {args.name}")
     todo, target = measured(s), args.out / f"{stem}.json"
     out = described(s)
     before = json.loads(target.read_text()) if target.is_file() else {}

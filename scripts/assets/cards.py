@@ -217,8 +217,8 @@ def commands(o: dict, model) -> str:
     else:
         lines.append(f"pdae train --method diffae --data {name}{changes('diffae', meta, model)} --out {runs}")
     dpm = " --dpm runs/dpm/model.safetensors" if o["type"] == "PDAE" else ""
-    lines.append(f"python scripts/ship.py {runs}/model.safetensors {name}_{kind}{dpm}")
-    lines.append(f"python scripts/evaluate.py {name}{'' if kind == 'pdae' else ' ' + kind}")
+    lines.append(f"python scripts/assets/ship.py {runs}/model.safetensors {name}_{kind}{dpm}")
+    lines.append(f"python scripts/assets/evaluate.py {name}{'' if kind == 'pdae' else ' ' + kind}")
     return "\n".join(lines)
 
 

@@ -1,19 +1,19 @@
-"""Write book/timings.md, how long each chapter takes, from what scripts/run_notebooks.py stored in notebooks/timings.json.
+"""Write book/timings.md, how long each chapter takes, from what scripts/pages/run_notebooks.py stored in notebooks/timings.json.
 
-    python scripts/timings_page.py            # a test tells when it has to be run again
+    python scripts/pages/timings_page.py            # a test tells when it has to be run again
 """
 import json
 from pathlib import Path
 
 from pdae_lite.checkpoint import write_text
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "book" / "timings.md"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HEAD = """# Timings
 
-How long `scripts/run_notebooks.py` took to run each chapter from the first cell to the last, with the start of the kernel. It stores
-the times, with the machine, whenever it runs a chapter, and this page is made from them by `scripts/timings_page.py`.
+How long `scripts/pages/run_notebooks.py` took to run each chapter from the first cell to the last, with the start of the kernel. It stores
+the times, with the machine, whenever it runs a chapter, and this page is made from them by `scripts/pages/timings_page.py`.
 """
 
 

@@ -1,7 +1,7 @@
 """Put a trained model into the package: float16 or int8 weights, under pdae_lite/assets.
 
-    python scripts/ship.py runs/pdae/model.safetensors digits_pdae [--dpm runs/dpm/model.safetensors]
-    python scripts/ship.py runs/class/model.safetensors digits_class --shipped-dpm digits --int8
+    python scripts/assets/ship.py runs/pdae/model.safetensors digits_pdae [--dpm runs/dpm/model.safetensors]
+    python scripts/assets/ship.py runs/class/model.safetensors digits_class --shipped-dpm digits --int8
 
 With --dpm, the record of how the frozen DPM was trained is copied into the file's metadata. Paths of this machine are left out.
 """

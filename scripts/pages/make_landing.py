@@ -1,25 +1,22 @@
 """Make book/_landing.html, the sliders of the first page: attributes of drawn faces, edited by the shipped model.
 
-    python scripts/make_landing.py
+    python scripts/pages/make_landing.py
 
 Nobody chose the faces: they are the first four of the test set that lack the attribute and have a true counterfactual. Every
 frame is one scale of the edit (Fig. 8 of the paper), along the difference of means of chapter 10, decoded from the noise that was
 inferred with the unedited code.
 """
 import functools
-import sys
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import pdae_lite  # noqa: E402
-from pdae_lite import data, viz  # noqa: E402
+import pdae_lite
+from pdae_lite import data, viz
 from pdae_lite.applications import attributes
-from pdae_lite.checkpoint import write_text  # noqa: E402
+from pdae_lite.checkpoint import write_text
 
+ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "book" / "_landing.html"
 EDITS = {"sunglasses": "sunglasses", "mask": "face mask", "facial_hair": "beard"}  # attribute → what the slider is called
 SCALES = (-0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)

@@ -1,6 +1,6 @@
 """PDAE against Diff-AE while they train (Section 4.1): same data, network, encoder, seed and images; what differs is the method.
 
-    python scripts/training_efficiency.py --seeds 0 1 2          # half a CPU hour; a run that was stopped goes on
+    python scripts/results/training_efficiency.py --seeds 0 1 2          # half a CPU hour; a run that was stopped goes on
 
 Trains both on the digits that ship and measures at every eighth of a run, on held-out digits with the same noise for both:
 
@@ -138,7 +138,7 @@ def main() -> None:
         for method in ("pdae", "diffae"):
             runs.append(run(method, seed, config, args.out / f"{method}_{seed}"))
             print(method, seed, runs[-1]["points"][-1], flush=True)
-    facts = {"command": f"python scripts/training_efficiency.py --seeds {' '.join(map(str, args.seeds))} --images {args.images}",
+    facts = {"command": f"python scripts/results/training_efficiency.py --seeds {' '.join(map(str, args.seeds))} --images {args.images}",
              "config": asdict(config), "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__,
              "python": platform.python_version(), "device": "CPU", "t": TS, "held_out": 100}
     out = facts | {"summary": summary(runs), "runs": runs}

@@ -1,6 +1,6 @@
 """What a linear probe finds in raw pixels of faces, to compare with codes (chapter 10): pdae_lite/assets/pixel_probe.json.
 
-    python scripts/pixel_probe.py            # about five minutes of one CPU core
+    python scripts/results/pixel_probe.py            # about five minutes of one CPU core
 
 A probe on z has 128 numbers to use; this one has all 3,072 of the image, and as many weights for each attribute. Cross-validation
 would take many times as long, so the penalty is the one of PENALTIES with the highest mean AUROC on the validation faces.
@@ -50,7 +50,7 @@ def main() -> int:
     best = max(PENALTIES, key=lambda l2: on_valid[str(l2)])
     x = pixels("test")
     auroc, precision = probes[best].auroc(x, test.labels), probes[best].average_precision(x, test.labels)
-    record = {"what": "linear probes on raw pixels of peeps 32×32, on held-out faces", "command": "python scripts/pixel_probe.py",
+    record = {"what": "linear probes on raw pixels of peeps 32×32, on held-out faces", "command": "python scripts/results/pixel_probe.py",
               "names": list(test.attributes), "numbers": x.shape[1], "l2": best, "mean_auroc_on_validation_faces": on_valid,
               "train": len(data.peeps("train", size=32)), "test": len(test),
               "auroc": [round(v, 5) for v in auroc.tolist()], "average_precision": [round(v, 5) for v in precision.tolist()],

@@ -1,19 +1,17 @@
 """Write the table of the models that ship into README.md, from their cards' JSON files: no figure in it is typed by hand.
 
-    python scripts/model_table.py            # a test tells when it has to be run again
+    python scripts/pages/model_table.py            # a test tells when it has to be run again
 """
 import json
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import pdae_lite
+from pdae_lite.checkpoint import write_text
+from pdae_lite.data import ASSETS
 
-import pdae_lite  # noqa: E402
-from pdae_lite.checkpoint import write_text  # noqa: E402
-from pdae_lite.data import ASSETS  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
-START, END = "<!-- models: scripts/model_table.py writes this -->", "<!-- end of models -->"
+START, END = "<!-- models: scripts/pages/model_table.py writes this -->", "<!-- end of models -->"
 ORDER = ("pdae", "diffae", "latent", "diffae_latent", "classifier", "class", "cond_dpm", "features")
 WHAT = {"pdae": "PDAE, {shape}, z_dim {z_dim}; kind `\"dpm\"` is its DPM", "diffae": "Diff-AE, {shape}, z_dim {z_dim}",
         "latent": "latent DPM of the PDAE", "diffae_latent": "latent DPM of the Diff-AE", "classifier": "classifier of noisy images",

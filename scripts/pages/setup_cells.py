@@ -1,6 +1,6 @@
 """Give every notebook the cell that installs the library on Colab, from the public address in _config.yml; take it out where there is none.
 
-    python scripts/setup_cells.py            # a test tells when it has to be run again
+    python scripts/pages/setup_cells.py            # a test tells when it has to be run again
 
 Anywhere but on Colab the cell does nothing, and the book doesn't show it. The numbers of the other cells move on by one.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ID = "setup-on-colab"
 SOURCE = '''# On Colab this installs the library; anywhere else it does nothing.
 import sys

@@ -1,7 +1,7 @@
 """Small trainings that differ in one thing, side by side: what the chapters on the gap and on the method compare.
 
-    python scripts/trials.py                       # all of them: some two hours of one CPU core; stopped, it goes on
-    python scripts/trials.py --only weighting --seeds 0
+    python scripts/results/trials.py                       # all of them: some two hours of one CPU core; stopped, it goes on
+    python scripts/results/trials.py --only weighting --seeds 0
 
 All on the digits that ship, with the DPM that ships (which `conditional` doesn't use), from the same seeds, in the same number of
 steps. Groups:
@@ -27,11 +27,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from measurements import principal_components
 from torch import Tensor, nn
 
 import pdae_lite
-from pdae_lite import data, losses
+from pdae_lite import data, losses, metrics
 from pdae_lite.applications.attributes import LinearProbe, encode_all
 from pdae_lite.checkpoint import tensors_digest, write_text
 from pdae_lite.evaluation.checks import trained_denoiser
@@ -66,7 +65,7 @@ class Components(nn.Module):
     def __init__(self, x_0: Tensor, z_dim: int):
         super().__init__()
         flat = x_0.flatten(1)
-        basis = principal_components(flat, z_dim)
+        basis = metrics.principal_components(flat, z_dim)
         self.z_dim = z_dim
         self.register_buffer("mean", flat.mean(0))
         self.register_buffer("basis", basis / ((flat - self.mean) @ basis).std(0))
@@ -256,7 +255,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=data.ASSETS / "trials.json")
     args = parser.parse_args()
     config = replace(CONFIG, steps=args.steps)
-    out = {"command": "python scripts/trials.py", "config": asdict(config), "t": TS, "held_out": HELD_OUT,
+    out = {"command": "python scripts/results/trials.py", "config": asdict(config), "t": TS, "held_out": HELD_OUT,
            "sha256_of_dpm": tensors_digest(dict(dpm().state_dict())), "dpm_error": dpm_error().tolist(),
            "torch": torch.__version__, "python": platform.python_version(), "device": "cpu", "runs": []}
     if args.out.is_file():

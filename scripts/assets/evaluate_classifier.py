@@ -1,6 +1,6 @@
 """Measure the noisy classifier that ships on held-out digits, and write its card.
 
-    python scripts/evaluate_classifier.py               # digits_classifier.{json,md}: some 15 seconds of one CPU core
+    python scripts/assets/evaluate_classifier.py               # digits_classifier.{json,md}: some 15 seconds of one CPU core
 
 At t = 0, 100, … 900: accuracy; cross-entropy in nats; and calibration, how sure it is beside how often it is right, and the
 expected calibration error over ten bins of confidence. Guidance by the true class fills a share of the gap, which is measured, too.
@@ -89,8 +89,8 @@ A classifier of *noisy* digits, p(y | x_t, t), for classifier guidance: `pdae_li
 
 ```
 {o['command']}
-python scripts/ship.py runs/classifier/model.safetensors digits_classifier
-python scripts/evaluate_classifier.py
+python scripts/assets/ship.py runs/classifier/model.safetensors digits_classifier
+python scripts/assets/evaluate_classifier.py
 ```
 
 ## Quality

@@ -1,8 +1,8 @@
 """Which stage of guidance decides the class (Fig. 3)? Every stage [t1, t2), t1 < t2 in steps of 50, on digits.
 
-    python scripts/critical_stage.py                    # 100 samples: about 12 minutes of one CPU core
-    python scripts/critical_stage.py --samples 200      # adds to the stored ones
-    python scripts/critical_stage.py --only 400-700 --samples 20 --out /tmp/look.json
+    python scripts/results/critical_stage.py                    # 100 samples: about 12 minutes of one CPU core
+    python scripts/results/critical_stage.py --samples 200      # adds to the stored ones
+    python scripts/results/critical_stage.py --only 400-700 --samples 20 --out /tmp/look.json
 
 Each sample is drawn by 20 steps of DDIM, with classifier guidance inside the stage and by the DPM alone outside, always from
 the same x_T, and counts as a hit if a network that has nothing to do with the guiding one sees the class that was asked for.
@@ -122,7 +122,8 @@ def main() -> int:
         hits, done = {k: hits.get(k, "") + v for k, v in more.items()}, done + count
         seconds += time.process_time() - start
         accuracy = {k: round(v.count("1") / done, 4) for k, v in hits.items()}
-        made = {"command": f"python scripts/critical_stage.py --scale {args.scale:g} --samples {done}", "date": time.strftime("%Y-%m-%d")}
+        made = {"command": f"python scripts/results/critical_stage.py --scale {args.scale:g} --samples {done}",
+                "date": time.strftime("%Y-%m-%d")}
         text = json.dumps(o | made | {"samples": done, "cpu_seconds": round(seconds), "accuracy": accuracy, "hits": hits}, indent=1)
         write_text(args.out, text + "\n")
         print(f"{done} samples, {seconds:.0f} s", flush=True)

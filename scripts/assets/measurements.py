@@ -75,11 +75,6 @@ class Subject:
         return losses.noise_error(made, x, self.model.schedule, ts)
 
 
-def numbers(e: metrics.Estimate) -> dict:
-    """An estimate as JSON-able values."""
-    return {"value": e.value, "low": e.low, "high": e.high, "n": list(e.n)} | ({"space": e.space} if e.space else {})
-
-
 # ---- noise errors: fill, nats, overfitting ------------------------------------------------------------------------------
 
 
@@ -88,7 +83,7 @@ def fill(s: Subject) -> dict:
     x = s.test.floats(slice(s.counts.fill))
     e_dpm, e_model = s.error(x, TS, "dpm"), s.error(x, TS, "model")
     filled = losses.fill(e_model, e_dpm)
-    linear = losses.LinearGaussian(s.train.floats(slice(s.counts.linear)), s.model.z_dim).fill(s.model.schedule, TS)
+    linear = metrics.LinearGaussian(s.train.floats(slice(s.counts.linear)), s.model.z_dim).fill(s.model.schedule, TS)
 
     def at(values, chosen):
         return float(values[[TS.index(t) for t in chosen]].mean())
@@ -113,22 +108,13 @@ def nats(s: Subject) -> dict:
 # ---- what z knows -------------------------------------------------------------------------------------------------------
 
 
-def principal_components(x: Tensor, k: int) -> Tensor:
-    """The first k principal directions [D, k] of images [M, D]; by random projection where D is large."""
-    centred = x - x.mean(0)
-    if x.shape[1] <= 2048:
-        return torch.linalg.svd(centred, full_matrices=False).Vh[:k].T
-    torch.manual_seed(0)
-    return torch.svd_lowrank(centred, q=min(k + 32, len(x)), niter=6)[2][:, :k]
-
-
 def probe(s: Subject) -> tuple[dict, LinearProbe]:
     """Linear probes on z, fitted on training codes alone, and on as many principal components; and the one on z."""
     chosen = slice(s.counts.probe)
     y_train, y_test = s.train.labels[chosen], s.test.labels
     names = [str(i) for i in range(int(s.train.labels.max()) + 1)] if s.has_classes else list(s.train.attributes)
     flat_train, flat_test = s.train.floats(chosen).flatten(1), s.test.floats().flatten(1)
-    basis = principal_components(flat_train, s.model.z_dim)
+    basis = metrics.principal_components(flat_train, s.model.z_dim)
     of_z = LinearProbe.fit(encode_all(s.model, s.train.images[chosen], 500), y_train, names)
     of_pca = LinearProbe.fit(flat_train @ basis, y_train, names)
     z_test, pca_test = encode_all(s.model, s.test.images, 500), flat_test @ basis
@@ -172,8 +158,8 @@ def random_x_T(s: Subject) -> dict:
             distance = torch.cdist(s.space(rebuilt, layer).values.double(), every[layer].values.double())
             own[layer].append(distance.argmin(1) == torch.arange(n))
     return {"cases": n * len(errors), "steps": s.counts.steps, "candidates": len(s.test),
-            "nearest_is_original": {layer: numbers(metrics.proportion(torch.cat(hits))) for layer, hits in own.items()},
-            "mse": numbers(metrics.mean(torch.cat(errors))), "ssim": numbers(metrics.mean(torch.cat(similar)))}
+            "nearest_is_original": {layer: metrics.proportion(torch.cat(hits)).to_dict() for layer, hits in own.items()},
+            "mse": metrics.mean(torch.cat(errors)).to_dict(), "ssim": metrics.mean(torch.cat(similar)).to_dict()}
 
 
 def inferred_x_T(s: Subject) -> dict:
@@ -182,8 +168,8 @@ def inferred_x_T(s: Subject) -> dict:
     parts = [(a, s.model.encode(a)) for a in x.split(50)]
     with torch.no_grad():
         rebuilt = torch.cat([s.model.decode(z, s.model.invert(a, z, steps=steps), steps=steps) for a, z in parts])
-    return {"images": len(x), "steps": f"{steps} + {steps}", "mse": numbers(metrics.mean(metrics.mse(rebuilt, x))),
-            "ssim": numbers(metrics.mean(metrics.ssim(rebuilt, x)))}
+    return {"images": len(x), "steps": f"{steps} + {steps}", "mse": metrics.mean(metrics.mse(rebuilt, x)).to_dict(),
+            "ssim": metrics.mean(metrics.ssim(rebuilt, x)).to_dict()}
 
 
 def drawn(s: Subject, n: int, seed: int) -> Tensor:
@@ -202,13 +188,13 @@ def samples(s: Subject) -> dict:
     baseline = metrics.precision_recall(train[:n], test[:n])
     near = metrics.memorisation(generated, train, test)
     out = {"count": n, "sampler": f"DDIM, {s.counts.steps} steps, DPM alone", "space": test.space,
-           "precision": numbers(precision), "recall": numbers(recall),
-           "precision_of_training_images": numbers(baseline.precision), "recall_of_training_images": numbers(baseline.recall),
-           "distance_to_nearest_training_image": numbers(near.generated), "the_same_for_held_out_images": numbers(near.held_out),
-           "ratio": numbers(near.ratio), "kid": numbers(metrics.kid(generated, real)), "kid_of_training_images": numbers(
-               metrics.kid(train[:n], real))}
+           "precision": precision.to_dict(), "recall": recall.to_dict(),
+           "precision_of_training_images": baseline.precision.to_dict(), "recall_of_training_images": baseline.recall.to_dict(),
+           "distance_to_nearest_training_image": near.generated.to_dict(), "the_same_for_held_out_images": near.held_out.to_dict(),
+           "ratio": near.ratio.to_dict(), "kid": metrics.kid(generated, real).to_dict(), "kid_of_training_images": 
+               metrics.kid(train[:n], real).to_dict()}
     if len(real) >= 5000:  # a Fréchet distance from fewer is mostly bias
-        out |= {"fid": numbers(metrics.fid(generated, real)), "fid_of_training_images": numbers(metrics.fid(train[:n], real))}
+        out |= {"fid": metrics.fid(generated, real).to_dict(), "fid_of_training_images": metrics.fid(train[:n], real).to_dict()}
     return out
 
 

@@ -1,6 +1,6 @@
 """Score attribute edits of faces against the true ones: the same face, drawn again with glasses, a mask, a beard, …
 
-    python scripts/counterfactuals.py                   # pdae_lite/assets/counterfactuals.json: some five minutes of a core
+    python scripts/results/counterfactuals.py                   # pdae_lite/assets/counterfactuals.json: some five minutes of a core
 
 For each of the six edits of `data.peeps_counterfactuals` and each scale: `attributes.counterfactual_scores` of the first `count`
 pairs, and how often the network of `peeps_features` sees the attribute. Methods, with KIND pdae or diffae:
@@ -24,11 +24,10 @@ import time
 from pathlib import Path
 
 import torch
-from measurements import principal_components
 from torch import Tensor
 
 import pdae_lite
-from pdae_lite import data
+from pdae_lite import data, metrics
 from pdae_lite.applications import attributes
 from pdae_lite.checkpoint import tensors_digest, write_text
 
@@ -133,7 +132,7 @@ def main() -> int:
     o = {"what": "edits of peeps against the true ones; nothing is drawn at random, so there is no seed", "size": size, "train": TRAIN,
          "l2": L2, "keep": list(KEEP), "scales": list(SCALES), "factors": list(FACTORS),
          **{k: getattr(args, k) for k in ("count", "invert", "decode", "bf16")}}
-    o["command"] = f"python scripts/counterfactuals.py --count {args.count}" + " --bf16" * args.bf16
+    o["command"] = f"python scripts/results/counterfactuals.py --count {args.count}" + " --bf16" * args.bf16
     out = described(o, models) | {"cpu_seconds": 0, "edits": {}}
     if args.out.is_file():
         before = json.loads(args.out.read_text(encoding="utf-8"))
@@ -142,7 +141,7 @@ def main() -> int:
         out = before
     train = data.peeps("train", size)
     images = train.floats(slice(0, TRAIN))
-    basis = principal_components(images.flatten(1), models["pdae"].z_dim)
+    basis = metrics.principal_components(images.flatten(1), models["pdae"].z_dim)
     means = {kind: means_probe(attributes.encode_all(models[kind], train.images[:TRAIN]), train) for kind in ("pdae", "diffae")}
     for edit in [e for e in args.edits if e not in out["edits"]]:
         judge, has = Judge(edit, size, args.count, models["features"]), train.column(ATTRIBUTE[edit])[:TRAIN].bool()

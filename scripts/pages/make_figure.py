@@ -6,7 +6,7 @@ import torch
 import pdae_lite
 from pdae_lite import data, sampling, viz
 
-TARGET = Path(__file__).parent.parent / "book" / "_assets" / "reconstruction.png"
+TARGET = Path(__file__).parents[2] / "book" / "_assets" / "reconstruction.png"
 
 if __name__ == "__main__":
     pdae, test = pdae_lite.load("digits"), data.digits("test")

@@ -1,7 +1,7 @@
 """Run notebooks anew and store their outputs: `make notebooks`, or
 
-    python scripts/run_notebooks.py                      # all
-    python scripts/run_notebooks.py 01_quickstart ...    # some
+    python scripts/pages/run_notebooks.py                      # all
+    python scripts/pages/run_notebooks.py 01_quickstart ...    # some
 
 What differs from run to run is left out (timings, addresses, how a stream was cut up, live widgets), so that a notebook
 whose results haven't changed gives an empty diff. A notebook that fails is not written.
@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 
 import nbformat
+import timings_page
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 TIMINGS = NOTEBOOKS / "timings.json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KEPT_CELL_METADATA = {"tags", "mystnb", "slideshow", "jp-MarkdownHeadingCollapsed"}
@@ -47,8 +48,6 @@ def main() -> int:
             seconds = time.perf_counter() - start
             note_time(path.stem, seconds)
             print(f"{'changed' if changed else 'unchanged'}, {seconds:.0f} s")
-    import timings_page
-
     timings_page.write()
     return 1 if failed else 0
 

@@ -1,9 +1,9 @@
 """Make the peeps in pdae_lite/assets: 12,000 faces at 64×64 with attributes and pose, and true counterfactual pairs.
 
     pip install -e ".[peeps]"                # dicebear-core, dicebear-styles, resvg-py, pinned; pillow
-    python scripts/make_peeps.py             # writes peeps_{train,valid,test,edits}.npz.xz, prints what the card states
-    python scripts/make_peeps.py --out new   # the same into another folder
-    python scripts/make_peeps.py --fresh 10000 fresh.npz    # as many other faces of the same distribution, for statistics
+    python scripts/assets/make_peeps.py             # writes peeps_{train,valid,test,edits}.npz.xz, prints what the card states
+    python scripts/assets/make_peeps.py --out new   # the same into another folder
+    python scripts/assets/make_peeps.py --fresh 10000 fresh.npz    # as many other faces of the same distribution, for statistics
 
 These packages are needed here only, not by the library. The art is Open Peeps by Pablo Stanley, CC0 1.0.
 
@@ -26,7 +26,7 @@ import resvg_py
 from dicebear import Avatar, Style
 from PIL import Image
 
-ASSETS = Path(__file__).parent.parent / "pdae_lite" / "assets"
+ASSETS = Path(__file__).parents[2] / "pdae_lite" / "assets"
 SEED = 20221212
 SIZE = 64
 SPLITS = {"train": 10_500, "valid": 500, "test": 1_000}  # the place is the stream's number in the seed

