@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fixtures import fixture
 from refusals import refuses
 from torch.utils.data import TensorDataset
 
@@ -23,7 +24,7 @@ from pdae_lite.pdae import PDAE
 from pdae_lite.schedule import NoiseSchedule
 from pdae_lite.training import train
 
-RELEASED = Path(__file__).parents[1] / "data/official_pdae_tiny"
+RELEASED = fixture("official_pdae_tiny")
 ROOT = Path(__file__).parents[2]
 SCHEDULE = NoiseSchedule.linear(50, 1e-3, 0.3)
 
@@ -89,7 +90,7 @@ def test_released_files_that_do_not_fit(tmp_path):
         assert isinstance(refuses("absent: no such file", load, **{name: absent}), CheckpointError)
     refuses("no state dict 'ema_latent_denoise_fn'.*ema_encoder.*right file", load, RELEASED / "checkpoint.pt")
     refuses("no section latent_denoise_fn_config", load, config=RELEASED / "config.yml")
-    refuses("has no tensor mean; want the file that came", load, latents=RELEASED.parent / "adm_tiny/model.pt")
+    refuses("has no tensor mean; want the file that came", load, latents=fixture("adm_tiny") / "model.pt")
     torch.save({"mean": torch.zeros(16)}, tmp_path / "half.pt")
     refuses("half.pt: has no tensor std", load, latents=tmp_path / "half.pt")
     torch.save({"mean": torch.zeros(8), "std": torch.ones(8)}, tmp_path / "eight.pt")
@@ -269,7 +270,7 @@ def run(out=None, steps=12, callback=None):
 
 PROGRAM = """
 import os, signal, sys
-sys.path.insert(0, "tests/applications")
+sys.path[:0] = ["tests/applications", "tests/helpers"]
 import test_latent
 test_latent.run(sys.argv[1], callback=lambda step, model: os.kill(os.getpid(), signal.SIGKILL) if step == 7 else None)
 """

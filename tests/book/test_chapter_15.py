@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from fixtures import fixture
 from PIL import Image
 
 from pdae_lite.checkpoint import load_model
@@ -17,7 +18,6 @@ from pdae_lite.commands import main
 
 ROOT = Path(__file__).parents[2]
 CHAPTER = ROOT / "notebooks" / "15_bring_your_own_dpm.ipynb"
-DATA = Path(__file__).parents[1] / "data"
 TINY = {
     "train": "--steps 1 --batch-size 2 --precision no --no-compile --set encoder.z_dim=4",
     "latent": "--steps 1 --batch-size 2 --set latent.width=16 --set latent.layers=3",
@@ -41,9 +41,9 @@ def place(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("reader")
     diffusers.DDPMPipeline(unet("celebahq"), scheduler("celebahq", "DDPMScheduler")).save_pretrained(folder / "google/ddpm-celebahq-256")
-    shutil.copy(DATA / "adm_tiny/model.pt", folder / "64x64_diffusion.pt")
-    shutil.copy(DATA / "official_pdae_tiny/ddpm_checkpoint.pt", folder / "checkpoint.pt")
-    shutil.copy(DATA / "official_pdae_tiny/ddpm_config.yml", folder / "config.yml")
+    shutil.copy(fixture("adm_tiny") / "model.pt", folder / "64x64_diffusion.pt")
+    shutil.copy(fixture("official_pdae_tiny") / "ddpm_checkpoint.pt", folder / "checkpoint.pt")
+    shutil.copy(fixture("official_pdae_tiny") / "ddpm_config.yml", folder / "config.yml")
     places = ["me.png", "you.png"] + [f"my_photos/{i}.png" for i in range(4)] + [f"unseen_photos/{i}.png" for i in range(10)]
     places += [f"sorted_photos/{kind}/{i}.png" for kind in ("smiling", "serious") for i in range(8)]
     for path in places:

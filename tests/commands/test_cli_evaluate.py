@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fixtures import fixture
 from PIL import Image
 
 from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, counter_rng, data, metrics
@@ -18,7 +19,7 @@ from pdae_lite.networks.encoder import EncoderConfig
 from pdae_lite.reproduction import protocol, published, released_files
 
 lmdb = pytest.importorskip("lmdb", reason="lmdb isn't installed")
-RELEASED = Path(__file__).parents[1] / "data" / "official_pdae_tiny"
+RELEASED = fixture("official_pdae_tiny")
 
 
 def run(*argv):

@@ -1,10 +1,10 @@
 """The command line with other people's DPMs, and the commands that make pictures."""
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from fixtures import fixture
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -15,7 +15,6 @@ from pdae_lite.checkpoint import CheckpointError, load_model, save_model
 from pdae_lite.commands import main
 from pdae_lite.commands.models import image_shape, load_dpm
 
-DATA = Path(__file__).parents[1] / "data"
 SHORT = ["--steps", 2, "--batch-size", 2, "--precision", "no", "--set", "encoder.z_dim=4"]
 SIDE = 16
 
@@ -179,7 +178,7 @@ def test_only_a_hub_id_goes_to_the_hub(tmp_path, monkeypatch):
 
 def test_guided_diffusion(tmp_path, photos, capsys):
     for name in ("model.pt", "config.json"):
-        shutil.copy(DATA / "adm_tiny" / name, tmp_path)
+        shutil.copy(fixture("adm_tiny") / name, tmp_path)
     want = interop.load_adm(tmp_path / "model.pt", json.loads((tmp_path / "config.json").read_text()))
     dpm, schedule = load_dpm(f"adm:{tmp_path / 'model.pt'}")
     assert dpm.config == want.config and schedule == NoiseSchedule.linear()
@@ -207,7 +206,7 @@ def test_guided_diffusion(tmp_path, photos, capsys):
 
 
 def test_the_authors_release(tmp_path, photos, capsys):
-    source = DATA / "official_pdae_tiny"
+    source = fixture("official_pdae_tiny")
     want = interop.load_released_dpm(source / "ddpm_checkpoint.pt", source / "ddpm_config.yml")
     named = f"released:{source / 'ddpm_checkpoint.pt'},{source / 'ddpm_config.yml'}"
     for name in ("ddpm_checkpoint.pt", "ddpm_config.yml"):

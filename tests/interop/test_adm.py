@@ -3,11 +3,11 @@ import json
 import shutil
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fixtures import fixture
 from refusals import refuses
 
 from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, interop
@@ -15,7 +15,7 @@ from pdae_lite.checkpoint import CheckpointError
 from pdae_lite.interop.adm import arguments_of
 from pdae_lite.networks.unet import UNet, UNetConfig, _run_head
 
-ADM_DIR = Path(__file__).parents[1] / "data" / "adm_tiny"
+ADM_DIR, PDAE_DIR = fixture("adm_tiny"), fixture("official_pdae_tiny")
 MODEL = ADM_DIR / "model.pt"
 
 
@@ -163,8 +163,8 @@ def test_layers_too_many_or_missing(tmp_path):
 
 def test_other_files(tmp_path):
     refuses("absent.pt: no such file", interop.load_adm, tmp_path / "absent.pt")
-    refuses("no state dict", interop.load_adm, ADM_DIR.parent / "official_pdae_tiny" / "checkpoint.pt")
-    refuses("has no time_embed.0.weight", interop.load_adm, ADM_DIR.parent / "official_pdae_tiny" / "latents.pt")
+    refuses("no state dict", interop.load_adm, PDAE_DIR / "checkpoint.pt")
+    refuses("has no time_embed.0.weight", interop.load_adm, PDAE_DIR / "latents.pt")
     shutil.copy(MODEL, tmp_path / "model.pt")
     with open(tmp_path / "model.pt", "rb+") as f:
         f.truncate(1000)

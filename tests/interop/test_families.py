@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures import fixture
 from safetensors import safe_open
 from small_unets import NAMES, UNETS, diffusers, forward, random, scheduler, unet
 from torch.utils.data import TensorDataset
@@ -23,7 +24,6 @@ from pdae_lite.networks.encoder import EncoderConfig, LabelEncoder
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
-DATA = Path(__file__).parents[1] / "data"
 README = Path(__file__).parents[2] / "README.md"
 T_BATCH = torch.tensor([1, 50])
 TOLERANCE = 1e-4
@@ -64,12 +64,12 @@ def own_eps(prediction):
 
 
 def arrays(folder):
-    with np.load(DATA / folder / "expected.npz", allow_pickle=False) as f:
+    with np.load(fixture(folder) / "expected.npz", allow_pickle=False) as f:
         return {k: torch.from_numpy(f[k]) for k in f.files if f[k].ndim}
 
 
 def released(name):
-    return [DATA / "official_pdae_tiny" / part for part in name]
+    return [fixture("official_pdae_tiny") / part for part in name]
 
 
 def released_dpm():
@@ -91,7 +91,7 @@ def released_dpm_eps():
 
 
 def adm():
-    return interop.load_adm(DATA / "adm_tiny" / "model.pt", json.loads((DATA / "adm_tiny" / "config.json").read_text()))
+    return interop.load_adm(fixture("adm_tiny") / "model.pt", json.loads((fixture("adm_tiny") / "config.json").read_text()))
 
 
 def adm_eps():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fixtures import fixture
 from refusals import refuses
 
 from pdae_lite import interop, losses, sampling
@@ -19,7 +20,7 @@ from pdae_lite.applications import attributes
 from pdae_lite.checkpoint import CheckpointError, load_model, save_model
 from pdae_lite.interop import pdae_release
 
-PDAE_DIR = Path(__file__).parents[1] / "data" / "official_pdae_tiny"
+PDAE_DIR = fixture("official_pdae_tiny")
 
 
 def load(checkpoint=PDAE_DIR / "checkpoint.pt", config=PDAE_DIR / "config.yml", ddpm=PDAE_DIR / "ddpm_config.yml"):
@@ -240,7 +241,7 @@ def test_classifiers_that_do_not_fit(classifier_file, tmp_path):
     path, layer = classifier_file
     load_classifier, latents = interop.load_released_classifier, PDAE_DIR / "latents.pt"
     refuses("no state dict 'ema_classifier'", load_classifier, PDAE_DIR / "checkpoint.pt", latents)
-    refuses("has no tensor mean", load_classifier, path, PDAE_DIR.parent / "adm_tiny" / "model.pt")
+    refuses("has no tensor mean", load_classifier, path, fixture("adm_tiny") / "model.pt")
     refuses("40 outputs for 2 names", load_classifier, path, latents, ["a", "b"])
     torch.save({"mean": torch.zeros(8), "std": torch.ones(8)}, tmp_path / "latents.pt")
     refuses("takes codes of 16, .*latents.pt has statistics of 8", load_classifier, path, tmp_path / "latents.pt")
