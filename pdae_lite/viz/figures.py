@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .notebook import caption as show_caption
 from .sliders import CARD, Slider, pixels_of, slider, tile
 
 __all__ = ["COLORS", "DASHES", "NAMES", "CARD", "RC", "style", "styled", "tile", "image_figure", "show_images", "curves",
@@ -122,13 +123,15 @@ def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[st
     return figure
 
 
-def show_images(images: Tensor, rows: int | None = None, **options) -> None:
-    """Show a grid of images here and now; arguments as for `image_figure`, which returns the figure instead."""
+def show_images(images: Tensor, rows: int | None = None, *, caption: str | None = None, **options) -> None:
+    """Show a grid of images here and now, with a caption; arguments as for `image_figure`, which returns the figure instead."""
     _show(image_figure(images, rows, **options))
+    if caption:
+        show_caption(caption)
 
 
 def curves(x, series: Mapping[str, object], *, xlabel: str = "", ylabel: str = "", title: str | None = None,
-           bands: Mapping[str, tuple] | None = None, log: bool = False, ax: Axes | None = None) -> Axes:
+           bands: Mapping[str, tuple] | None = None, log: bool = False, ax: Axes | None = None, caption: str | None = None) -> Axes:
     """Lines over a common x, each in its method's colour and dash pattern.
 
     Args:
@@ -138,6 +141,7 @@ def curves(x, series: Mapping[str, object], *, xlabel: str = "", ylabel: str = "
         bands: name → (low [n], high [n]), shaded.
         log: logarithmic y axis.
         ax: draw here; None makes a figure, which a notebook shows at the end of the cell.
+        caption: show the figure now, with these words under it; to draw more into it first, call `viz.caption` afterwards.
     """
     with styled():
         ax = plt.subplots()[1] if ax is None else ax
@@ -155,6 +159,8 @@ def curves(x, series: Mapping[str, object], *, xlabel: str = "", ylabel: str = "
             ax.set_title(title)
         if len(series) > 1:
             ax.legend()
+    if caption:
+        show_caption(caption)
     return ax
 
 

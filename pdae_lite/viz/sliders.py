@@ -76,7 +76,7 @@ class Slider:
 
 
 def slider(frames: Tensor | Sequence[Tensor | Figure], labels: Sequence[object], *, id: str, label: str, alt: str,
-           scale: float | None = None, start: int = 0, columns: int | None = None) -> Slider:
+           scale: float | None = None, start: int = 0, columns: int | None = None, caption: str = "") -> Slider:
     """Precomputed frames behind a native range input: works in the built page without kernel, network or library.
 
     With JavaScript off, the frames show as a contact strip. The same input gives the same HTML.
@@ -90,6 +90,7 @@ def slider(frames: Tensor | Sequence[Tensor | Figure], labels: Sequence[object],
         alt: what the pictures show, for those who can't see them; the frame's label is added to it.
         scale: screen pixels per image pixel; None: as large as fits in 680×256 (figures: as they are).
         start: the frame shown first.
+        caption: words to show under it.
 
     Raises:
         ValueError: no frames, frames of different sizes, a wrong number of labels, or an id that can't be one.
@@ -116,6 +117,7 @@ def slider(frames: Tensor | Sequence[Tensor | Figure], labels: Sequence[object],
         f'<figure{" class=on" if i == start else ""}><img {size} alt="{html.escape(alt)}; {text}" '
         f'src="data:image/png;base64,{base64.b64encode(png).decode()}"><figcaption>{text}</figcaption></figure>'
         for i, ((png, *_), text) in enumerate(zip(pictures, texts)))
+    under = f'<p class="pdae-caption">{html.escape(caption)}</p>' if caption else ""
     return Slider(id, tuple(map(str, labels)), f"""<div class="pdae-slider" id="{id}">
 <style>
 {(ASSETS / "slider.css").read_text()}</style>
@@ -126,5 +128,5 @@ def slider(frames: Tensor | Sequence[Tensor | Figure], labels: Sequence[object],
 <input type="range" id="{id}-range" min="0" max="{len(texts) - 1}" step="1" value="{start}" autocomplete="off">
 <output id="{id}-output" for="{id}-range">{texts[start]}</output></div>
 <script>
-{(ASSETS / "slider.js").read_text().replace("SLIDER-ID", id)}</script>
+{(ASSETS / "slider.js").read_text().replace("SLIDER-ID", id)}</script>{under}
 </div>""")

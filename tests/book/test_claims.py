@@ -18,9 +18,12 @@ def test_the_page_is_current():
     assert claims_page.TARGET.read_text(encoding="utf-8") == claims_page.page(), "run: python scripts/pages/claims_page.py"
 
 
-def test_a_claim_without_an_assert_is_refused(tmp_path):
-    cell = nbformat.v4.new_code_cell("# NBVAL_CHECK_OUTPUT\nprint('it holds: True')",
-                                     outputs=[nbformat.v4.new_output("stream", text="it holds: True\n")])
+def test_a_claim_in_a_cell_that_is_not_compared_is_refused(tmp_path):
+    out = nbformat.v4.new_output("display_data", data={"text/plain": "✓ it holds [0.5]"})
+    cell = nbformat.v4.new_code_cell("viz.claim('it holds', True, 0.5)", outputs=[out])
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
-    with pytest.raises(ValueError, match="without an assert"):
+    with pytest.raises(ValueError, match="nbval-check-output"):
         claims_page.claims(tmp_path / "n.ipynb")
+    cell.metadata.tags = ["nbval-check-output"]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
+    assert claims_page.claims(tmp_path / "n.ipynb") == ["it holds"]

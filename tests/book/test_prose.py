@@ -1,0 +1,71 @@
+"""Prose follows the models: no stored figure is typed by hand, and chapters are named by links."""
+import json
+import re
+from functools import cache
+
+import pytest
+from chapters import REWRITTEN, ROOT
+
+chapters = pytest.mark.parametrize("name", REWRITTEN)
+
+
+@cache
+def stored() -> frozenset[str]:
+    """Every number of the records, as it reads with two to four decimals."""
+    out = set()
+
+    def walk(o):
+        if isinstance(o, dict):
+            for key, value in o.items():
+                if key not in ("config", "versions", "command", "paper"):
+                    walk(value)
+        elif isinstance(o, list):
+            for value in o:
+                walk(value)
+        elif isinstance(o, float):
+            out.update(f"{abs(o) * scale:.{n}f}" for n in (1, 2, 3, 4) for scale in (1, 100))
+
+    for path in (ROOT / "pdae_lite" / "assets").glob("*.json"):
+        walk(json.loads(path.read_text(encoding="utf-8")))
+    return frozenset(out)
+
+
+def typed(text: str) -> list[str]:
+    """Stored figures in Markdown: outside formulas, code, links, sentences about papers, and columns of tables that are a paper's."""
+    text = re.sub(r"^\$\$.*?^\$\$|^(`{3,})(?!\{).*?^\1|\$[^$]*\$|`[^`\n]*`|\{[\w:]+\}`[^`]*`", " ", text, flags=re.M | re.S)
+    kept, papers = [], None
+    for line in text.splitlines():
+        if line.startswith("|"):
+            cells = [c.strip() for c in line.strip("|").split("|")]
+            papers = [i for i, c in enumerate(cells) if "paper" in c.lower()] if papers is None else papers
+            kept.append(" ".join(c for i, c in enumerate(cells) if i not in papers) + ". ")
+        else:
+            papers = None
+            kept.append(line)
+    sentences = re.split(r"(?<=[.?!:])\s+|\n\n", "\n".join(kept))
+    numbers = [n for s in sentences if "paper" not in s.lower() for n in re.findall(r"(?<![\w.,−-])\d*\.\d+(?!\w|\.\d)", s)]
+    numbers = [n if n[0] != "." else f"0{n}" for n in numbers]
+    return [n for n in numbers if len(n.replace(".", "").lstrip("0")) >= 2 and n in stored()]
+
+
+@chapters
+def test_no_stored_figure_is_typed_by_hand(name):
+    found = [n for c in REWRITTEN[name].cells if c.cell_type == "markdown" for n in typed(c.source)]
+    assert not found, f"{found}: let a cell write the sentence (viz.say), or round it to words"
+
+
+@chapters
+def test_chapters_are_named_by_links(name):
+    text = "\n".join(c.source for c in REWRITTEN[name].cells)
+    assert not re.findall(r"\b[Cc]hapters? \d+|\b[Ee]xercises? \d+", text)
+
+
+@chapters
+def test_headers_say_nothing_of_gpus(name):
+    assert not any("Not measured on a GPU" in c.source for c in REWRITTEN[name].cells)
+
+
+def test_typed_figures_are_found():
+    number = next(n for n in sorted(stored()) if re.fullmatch(r"0\.[1-9]\d\d", n))
+    assert typed(f"It is {number} for us.") == [number] == typed(f"| x | ours |\n|---|---|\n| a | {number} |")
+    assert typed(f"The paper has {number}.") == [] == typed(f"| x | the paper |\n|---|---|\n| a | {number} |") == typed(f"${number}$")
