@@ -1,5 +1,6 @@
 """Other people's checkpoints: pickles, read with `torch.load(weights_only=True)`, which runs no code; and their YAML files."""
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -11,13 +12,18 @@ from ..checkpoint import CheckpointError
 PathLike = str | os.PathLike
 
 
-def read_state(path: PathLike, want: tuple[str, ...]) -> dict:
-    """The dict in a `.pt` file, with the state dicts named in `want`; with none named, itself a state dict."""
+def read_state(path: PathLike, want: tuple[str, ...], named: str | None = None) -> dict:
+    """The dict in a `.pt` file, with the state dicts named in `want`; with none named, itself a state dict. `named`: a pattern of
+    classes that the file may name (Lightning's callbacks, say); an empty class stands in for each, and any other is refused.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; download it again or correct the path")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([] if named is None else _stand_ins(path, named)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as e:  # a foreign file can fail in torch.load in any way
         raise CheckpointError(f"{path}: not a complete PyTorch checkpoint of plain tensors ({_line(e)}); download it again") from None
     if not isinstance(content, dict):
@@ -26,6 +32,15 @@ def read_state(path: PathLike, want: tuple[str, ...]) -> dict:
         if not isinstance(state, dict) or not state or not all(torch.is_tensor(v) for v in state.values()):
             raise CheckpointError(f"{path}: holds {name} (it has {_some(content)}); is it the right file?")
     return content
+
+
+def _stand_ins(path: Path, named: str) -> list[tuple[type, str]]:
+    """(an empty class, its name) for each class that a checkpoint names."""
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    other = [name for name in names if not re.fullmatch(named, name)]
+    if other:
+        raise CheckpointError(f"{path}: wants {other[0]}, which isn't loaded: a file could run code that way; is it the right file?")
+    return [(type(name.rpartition(".")[2], (), {}), name) for name in names]
 
 
 def read_yaml(path: PathLike, want: tuple[str, ...]) -> dict:

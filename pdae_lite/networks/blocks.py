@@ -41,18 +41,21 @@ class ResBlock(nn.Module):
         AdaGN(h, t, z) = (1 + z_s) · ((1 + t_s) · GroupNorm(h) + t_b) + z_b
 
     [t_s, t_b] and [z_s, z_b] are linear projections of SiLU(embedding). Without z, or without t (`emb_channels` None), its
-    scale and shift are absent; without `scale_shift` the time embedding is added to h before the normalisation instead.
+    scale and shift are absent; without `scale_shift` the time embedding is added to h before the normalisation instead. With
+    `z_scale_only` there is no z_b; without `out_layers` (set to None) the block ends at its first convolution: both as Diff-AE's
+    authors have it.
     """
 
     def __init__(self, channels: int, out_channels: int, emb_channels: int | None, dropout: float = 0.0, resample: str | None = None,
-                 scale_shift: bool = True, z_channels: int | None = None):
+                 scale_shift: bool = True, z_channels: int | None = None, z_scale_only: bool = False):
         super().__init__()
         self.resample, self.scale_shift = resample, scale_shift
         self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
         if emb_channels is not None:
             self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, (2 if scale_shift else 1) * out_channels))
         if z_channels is not None:
-            self.emb_z_layers = nn.Sequential(nn.SiLU(), nn.Linear(z_channels, 2 * out_channels))
+            self.emb_z_layers = nn.Sequential(nn.SiLU(), nn.Linear(z_channels, (1 if z_scale_only else 2) * out_channels))
+        self.z_scale_only = z_scale_only
         self.out_layers = nn.Sequential(group_norm(out_channels), nn.SiLU(), nn.Dropout(dropout),
                                         zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)))
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
@@ -65,6 +68,8 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor | None, emb_z: Tensor | None = None) -> Tensor:
         h = self.in_layers[2](self._resample(self.in_layers[1](self.in_layers[0](x))))
         x = self._resample(x)
+        if self.out_layers is None:
+            return self.skip_connection(x) + h
         emb_out = None if emb is None else self.emb_layers(emb)[:, :, None, None].to(h.dtype)
         if emb_out is None:
             h = self.out_layers[0](h)
@@ -74,8 +79,8 @@ class ResBlock(nn.Module):
         else:
             h = self.out_layers[0](h + emb_out)
         if emb_z is not None:
-            z_s, z_b = self.emb_z_layers(emb_z)[:, :, None, None].to(h.dtype).chunk(2, 1)
-            h = h * (1 + z_s) + z_b
+            z_s, *z_b = self.emb_z_layers(emb_z)[:, :, None, None].to(h.dtype).chunk(1 if self.z_scale_only else 2, 1)
+            h = h * (1 + z_s) + sum(z_b)
         return self.skip_connection(x) + self.out_layers[1:](h)
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoint import Saved
-from .blocks import AttentionBlock, check_images, check_labels, group_norm
+from .blocks import AttentionBlock, ResBlock, check_images, check_labels, group_norm
 from .unet import UNetConfig, input_blocks, middle_block
 
 
@@ -87,10 +87,12 @@ def _check_size(x_0: Tensor, config: EncoderConfig | UNetConfig) -> None:
 
 @dataclass(frozen=True)
 class UNetEncoderConfig:
-    """`unet`: the U-Net whose lower half (input and middle blocks) this is; its own `num_classes` and `z_dim` stay None."""
+    """`unet`: the U-Net whose lower half (input and middle blocks) this is; its own `num_classes` and `z_dim` stay None.
+    `short_blocks`: residual blocks of one convolution, which is what the authors' code makes of blocks that aren't told t."""
 
     unet: UNetConfig = field(default=UNetConfig())
     z_dim: int = 512
+    short_blocks: bool = False
 
     def __post_init__(self):
         if isinstance(self.unet, dict):  # from JSON
@@ -115,6 +117,9 @@ class UNetEncoder(Saved):
         self.config = config
         self.input_blocks, skips = input_blocks(config.unet, t=False)
         self.middle_block = middle_block(config.unet, t=False)
+        for block in self.modules():
+            if config.short_blocks and isinstance(block, ResBlock):
+                block.out_layers = None
         self.out = nn.Sequential(group_norm(skips[-1]), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(skips[-1], config.z_dim, 1),
                                  nn.Flatten())
 

@@ -28,7 +28,8 @@ class UNetConfig:
     `head_channels` fixes the width of an attention head and overrides `num_heads`. `patch_size` p works on p×p
     pixels at once (pixel-unshuffle in, shuffle and one small convolution out): p² fewer positions, for small machines.
     `learn_variance` networks predict 2C channels; the first C are the noise. `num_classes`: conditional on a label.
-    `z_dim`: conditional on a code, by AdaGN in every residual block (Diff-AE). `data_range` None: latents, free.
+    `z_dim`: conditional on a code, by AdaGN in every residual block (Diff-AE); `z_scale_only`: by a scale alone, straight from the
+    code, as Diff-AE's authors have it. `time_width`: of the time embedding; None: 4·`base_channels`. `data_range` None: latents, free.
     """
 
     image_size: int | None = 64
@@ -48,6 +49,8 @@ class UNetConfig:
     patch_size: int = 1
     num_classes: int | None = None
     z_dim: int | None = None
+    z_scale_only: bool = False
+    time_width: int | None = None
     data_range: tuple[float, float] | None = (-1.0, 1.0)
 
     def __post_init__(self):
@@ -69,7 +72,7 @@ class UNetConfig:
     @property
     def embedding_channels(self) -> int:
         """Width of the time embedding."""
-        return 4 * self.base_channels
+        return 4 * self.base_channels if self.time_width is None else self.time_width
 
     @property
     def out_channels(self) -> int:
@@ -85,7 +88,7 @@ class Features(NamedTuple):
     emb: Tensor  # [N, embedding_channels], time (and class) embedding; [1, …] where it is the same for all
     h: Tensor  # features at the lowest resolution
     skips: tuple[Tensor, ...]  # one for each input block
-    emb_z: Tensor | None = None  # [N, embedding_channels], embedding of the code that the trunk was given
+    emb_z: Tensor | None = None  # [N, embedding_channels], embedding of the code that the trunk was given (or the code itself)
 
 
 # ---- the three parts, built alike for the U-Net and for the estimator -----------------------------------------
@@ -93,7 +96,8 @@ class Features(NamedTuple):
 
 def _res(config: UNetConfig, channels: int, out_channels: int, resample: str | None = None, z: bool = False, t: bool = True) -> ResBlock:
     return ResBlock(channels, out_channels, config.embedding_channels if t else None, config.dropout, resample,
-                    config.scale_shift_norm, config.embedding_channels if z else None)
+                    config.scale_shift_norm, (config.z_dim if config.z_scale_only else config.embedding_channels) if z else None,
+                    config.z_scale_only)
 
 
 def _attention(config: UNetConfig, channels: int) -> AttentionBlock:
@@ -185,7 +189,7 @@ class UNet(NoisePredictor):
             self.label_emb = nn.Embedding(config.num_classes, width)
         coded = config.z_dim is not None
         if coded:
-            self.z_emb = nn.Linear(config.z_dim, width)
+            self.z_emb = nn.Identity() if config.z_scale_only else nn.Linear(config.z_dim, width)
         self.input_blocks, skips = input_blocks(config, coded)
         self.middle_block = middle_block(config, coded)
         self.output_blocks = _output_blocks(config, skips, coded)
@@ -203,7 +207,7 @@ class UNet(NoisePredictor):
         emb = self._grid_embedding(t, self._embed)
         if self.config.num_classes is not None:
             emb = emb + self.label_emb(condition)
-        emb_z = None if self.config.z_dim is None else self.z_emb(condition.to(self.z_emb.weight.dtype))
+        emb_z = None if self.config.z_dim is None else self.z_emb(condition.to(self.time_embed[0].weight.dtype))
         # Computed in the weights' precision; heads give back x_t's.
         h, skips = F.pixel_unshuffle(x_t.to(self.time_embed[0].weight.dtype), self.config.patch_size), []
         for block in self.input_blocks:
