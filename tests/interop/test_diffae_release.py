@@ -1,7 +1,8 @@
 """The files of Diff-AE's authors: parity with what their code gives, and clear refusals. Tolerances as in test_interop."""
+import importlib
 import json
 import sys
-import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def model():
 
 
 def error(a, b):
-    return float((a - b).abs().max())
+    return float((a - b).detach().abs().max())
 
 
 def test_networks(model, expected):
@@ -97,15 +98,16 @@ def test_without_latent_dpm_and_with_hyper_parameters_elsewhere(tmp_path, expect
     refuses("have no net_", interop.load_released_diffae, tmp_path / "plain.ckpt", tmp_path / "short.json")
 
 
-def named(monkeypatch, name):
-    """A class of that name, as a pickle names it; gone again when the file is read."""
+def named(folder, monkeypatch, name):
+    """A class of that name, as a pickle names it, while `monkeypatch` lasts."""
     module, _, short = name.rpartition(".")
-    kind = type(short, (), {"__module__": module})
-    for i in range(1, module.count(".") + 2):
-        part = ".".join(module.split(".")[:i])
-        if part not in sys.modules:
-            monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
-    setattr(sys.modules[module], short, kind)
+    path = folder / Path(*module.split("."))
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "__init__.py").write_text(f"class {short}: pass")
+    monkeypatch.syspath_prepend(str(folder))
+    kind = getattr(importlib.import_module(module), short)
+    for i in range(module.count(".") + 1):
+        monkeypatch.setitem(sys.modules, part := module.rsplit(".", i)[0], sys.modules.pop(part))
     return kind
 
 
@@ -113,14 +115,13 @@ def test_names_of_callbacks_and_no_others(tmp_path, monkeypatch, expected):
     """Lightning 1.4 keys what it saves of callbacks by their class."""
     content = torch.load(AUTOENCODER, weights_only=True)
     with monkeypatch.context() as patch:
-        content["callbacks"] = {named(patch, f"pytorch_lightning.callbacks.{name}"): {"best_model_score": None}
+        content["callbacks"] = {named(tmp_path, patch, f"pytorch_lightning.callbacks.{name}"): {"best_model_score": None}
                                 for name in ("model_checkpoint.ModelCheckpoint", "lr_monitor.LearningRateMonitor")}
         torch.save(content, tmp_path / "real.ckpt")
+        content["callbacks"][named(tmp_path, patch, "evil.Thing")] = {}
+        torch.save(content, tmp_path / "evil.ckpt")
     got = interop.load_released_diffae(tmp_path / "real.ckpt")
     assert error(got.encode(expected["x_0"]), expected["z"]) < 1e-5 and got.latent is not None
-    with monkeypatch.context() as patch:
-        content["callbacks"][named(patch, "evil.Thing")] = {}
-        torch.save(content, tmp_path / "evil.ckpt")
     refuses("evil.ckpt: wants evil.Thing, which isn't loaded", interop.load_released_diffae, tmp_path / "evil.ckpt")
 
 
