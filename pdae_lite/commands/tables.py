@@ -1,8 +1,6 @@
 """`pdae evaluate --table 1|2|3 --model MODEL`: the paper's tables in small, on the data sets that ship; written as they grow."""
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from ..progress import progress_bar
 from .settings import UsageError
@@ -38,18 +36,15 @@ def _steps(args) -> list[int]:
 
 def _before(path, settings: dict) -> dict | None:
     """The record of an earlier run, if it is of the same measurement."""
-    if path is None or not Path(path).is_file():
-        return None
-    record = json.loads(Path(path).read_text(encoding="utf-8"))
-    if any(record.get(k) != v for k, v in settings.items()):
-        raise UsageError(f"{path} holds another measurement; remove it, or give another --json")
-    return record
+    from ..reproduction.partial import record_before
+
+    return record_before(path, settings)
 
 
 def _partial(args, settings: dict):
     from ..reproduction.partial import Partial
 
-    return Partial(args.json, json.dumps(settings, sort_keys=True))
+    return Partial(args.json, settings)
 
 
 # ---- Table 1 --------------------------------------------------------------------------------------------------------------

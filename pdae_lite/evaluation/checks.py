@@ -8,9 +8,9 @@ from .. import counter_rng, sampling
 from ..applications.attributes import FEWEST, LinearProbe, encode_all
 from ..autoencoder import Autoencoder
 from ..data.builtin import to_float
-from ..metrics.distributions import nearest_distance
 from ..metrics.features import Features
 from ..metrics.intervals import Estimate, bootstrap, middle, named
+from ..metrics.neighbours import nearest_distance
 from ..pdae import PDAE
 from ..sampling import Denoiser
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from .. import sampling
 from ..autoencoder import Autoencoder
 from ..losses import fill, nats, noise_error
-from ..metrics.distributions import nearest_is_own
 from ..metrics.features import FeatureNet, Features, extract
 from ..metrics.gap import LinearGaussian
 from ..metrics.images import mse
+from ..metrics.neighbours import nearest_is_own
 from ..pdae import PDAE
 from ..progress import progress_bar
 from .checks import copying, log_grid, noise_statistics, noisy_invert, pick, probe_scores, trained_denoiser, z_sensitivity

@@ -1,92 +1,20 @@
-"""How close one set of images is to another: distances between distributions, neighbours, and their intervals.
+"""How close one set of images is to another: Fréchet and kernel distances, and their differences, with intervals.
 
 All take `Features` (see `features`), never pixels, and name the space they were measured in; figures from two spaces, Inception's
 among them, can't be compared.
 """
 import math
 import weakref
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .features import Features
-from .intervals import BLOCK, Estimate, Z, bootstrap, jackknife_variance, median, middle, named, proportion
+from .features import Features, in_parts, together
+from .intervals import Estimate, Z, jackknife_variance
 
 GROUPS, T_19 = 20, 2.093024  # of the grouped jackknife, and the 97.5 % quantile of Student's t with 19 degrees of freedom
-
-
-# ---- pairs and neighbours in a feature space ----------------------------------------------------------------------
-
-
-def feature_distance(a: Features, b: Features) -> Tensor:
-    """Euclidean distance between the features of each pair: [N]. Not LPIPS."""
-    a, b, _ = _together(a, b)
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} features against {len(b)}; want pairs")
-    return (a - b).norm(dim=1)
-
-
-def nearest_distance(x: Features, others: Features) -> Tensor:
-    """Distance of each of x to its nearest among the others: [N]."""
-    x, others, _ = _together(x, others)
-    return torch.cat([torch.cdist(rows, others).amin(1) for rows in _rows(x, others)])
-
-
-def nearest_is_own(rebuilt: Features, originals: Features) -> Estimate:
-    """Share of rebuilt images whose nearest original is their own. Both [N, D] in the same order."""
-    a, b, space = _together(rebuilt, originals)
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} rebuilt images for {len(b)} originals; want one each")
-    nearest = torch.cat([torch.cdist(rows, b).argmin(1) for rows in _rows(a, b)])
-    return named(proportion(nearest == torch.arange(len(a))), (len(a),), space)
-
-
-class PrecisionRecall(NamedTuple):
-    """Share of generated images among the real ones, and of real images among the generated."""
-
-    precision: Estimate
-    recall: Estimate
-
-
-def precision_recall(generated: Features, real: Features, k: int = 3) -> PrecisionRecall:
-    """Improved precision and recall (Kynkäänniemi et al. 2019): shares inside the other set's balls to the k-th neighbour.
-
-    The balls shrink as a set grows: compare only figures of equal sizes, best with as many generated as real images. The
-    intervals are of the shares, for the balls as they are.
-    """
-    g, r, space = _together(generated, real)
-    if not isinstance(k, int) or not 1 <= k < min(len(g), len(r)):
-        raise ValueError(f"k={k}; want 1 … {min(len(g), len(r)) - 1}, less than either number of images ({len(g)}, {len(r)})")
-    out = []
-    for inner, outer in ((g, r), (r, g)):
-        # k + 1, because the nearest is the point itself
-        radius = torch.cat([torch.cdist(rows, outer).kthvalue(k + 1, dim=1).values for rows in _rows(outer, outer)])
-        hits = torch.cat([(torch.cdist(rows, outer) <= radius).any(1) for rows in _rows(inner, outer)])
-        out.append(named(proportion(hits), (len(inner), len(outer)), space))
-    return PrecisionRecall(*out)
-
-
-class Memorisation(NamedTuple):
-    """Median distances to the nearest training image, and their ratio: below 1, generated images copy."""
-
-    generated: Estimate
-    held_out: Estimate
-    ratio: Estimate
-
-
-def memorisation(generated: Features, train: Features, held_out: Features) -> Memorisation:
-    """Are generated images closer to the training images than images are that no model has seen?"""
-    near, space = [nearest_distance(x, train) for x in (generated, held_out)], _together(generated, held_out)[2]
-    if not bool(near[1].median() > 0):
-        raise ValueError("half of held_out or more are training images themselves")
-    ratio = bootstrap(lambda a, b: middle(a) / middle(b), 2000, None, *near)
-    return Memorisation(*(named(median(d), (len(d), len(train)), space) for d in near),
-                        named(ratio, (*ratio.n, len(train)), space))
-
-
-# ---- distances between distributions ------------------------------------------------------------------------------
+STRATA, T_9 = 10, 2.262157  # the same where groups have as many of each class
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +29,7 @@ class Statistics:
 
 def statistics(features: Features) -> Statistics:
     """Mean and unbiased covariance, in float64."""
-    x, _, space = _together(features, features)
+    x, _, space = together(features, features)
     if len(x) < 2:
         raise ValueError("one image has no covariance; want two or more")
     return _statistics(x, space)
@@ -130,12 +58,8 @@ def fid(generated: Features, real: Features | Statistics) -> Estimate:
     """
     g, g_parts = _leave_out(generated)
     r, r_parts = (real, []) if isinstance(real, Statistics) else _leave_out(real)
-    value = frechet_distance(g, r)
-    variance = jackknife_variance([frechet_distance(part, r) for part in g_parts])
-    if r_parts:
-        variance += jackknife_variance([frechet_distance(g, part) for part in r_parts])
-    half = T_19 * math.sqrt(variance)
-    return Estimate(value, max(0.0, value - half), value + half, (g.n, r.n), g.space)
+    return _jackknifed(frechet_distance(g, r), [frechet_distance(part, r) for part in g_parts],
+                       [frechet_distance(g, part) for part in r_parts], T_19, (g.n, r.n), g.space, least=0.0)
 
 
 def kid(generated: Features, real: Features) -> Estimate:
@@ -144,20 +68,43 @@ def kid(generated: Features, real: Features) -> Estimate:
     All pairs are used, which has less variance than subsets. The interval is the jackknife's over single images, exact by the
     kernel's row sums; where both sets have one distribution it is wider than it need be, never narrower.
     """
-    x, y, space = _together(generated, real)
-    n, m = len(x), len(y)
-    if min(n, m) < 3:
-        raise ValueError(f"{n} generated and {m} real images; want 3 or more of each")
-    xx, yy, (xy, yx) = _within_sums(generated), _within_sums(real), _kernel_sums(x, y)
-    inside_x, inside_y, across = xx.sum(), yy.sum(), xy.sum()
+    x, y, space = together(generated, real)
+    if min(len(x), len(y)) < 3:
+        raise ValueError(f"{len(x)} generated and {len(y)} real images; want 3 or more of each")
+    return _squared_mmd(_within_sums(generated), _within_sums(real), *_kernel_sums(x, y), space)
 
-    def without_one(own, rest, other):  # MMD² when each one of a set is left out in turn, but for terms that stay
-        k, j = len(own), len(other)
-        return (own.sum() - 2 * own) / ((k - 1) * (k - 2)) - 2 * (rest.sum() - rest) / ((k - 1) * j)
 
-    value = float(inside_x / (n * (n - 1)) + inside_y / (m * (m - 1)) - 2 * across / (n * m))
-    half = Z * math.sqrt(jackknife_variance(without_one(xx, xy, y)) + jackknife_variance(without_one(yy, yx, x)))
-    return Estimate(value, value - half, value + half, (n, m), space)
+def kid_difference(a: Features, b: Features, real: Features, real_varies: bool = True) -> Estimate:
+    """`kid(a, real)` − `kid(b, real)`, where sample i of a and sample i of b are a pair: drawn from one noise, say.
+
+    What chance does to one of a pair it does to the other, so `-` of two `Estimate`s would be too wide. Here each pair is left out
+    of both sets at once, and each real image of both distances. Where a and b are stratified, that is done with 10 groups
+    of as many of each class.
+
+    Args:
+        real_varies: whether the interval is to hold for other real images, too; False: for these alone.
+    """
+    x, w, y, space = _three(a, b, real, 3)
+    if not all(getattr(f, "stratified", False) for f in (a, b)):
+        (xy, yx), (wy, yw) = _kernel_sums(x, y), _kernel_sums(w, y)
+        return _squared_mmd(_within_sums(a) - _within_sums(b), torch.zeros(len(y)), xy - wy, (yx - yw) if real_varies else None, space)
+
+    def difference(left_out: int | None = None, real_left_out: int | None = None) -> float:
+        c, d, r = _without(a, left_out), _without(b, left_out), _without(real, real_left_out)
+        return kid(c, r).value - kid(d, r).value
+
+    return _jackknifed(difference(), [difference(g) for g in range(STRATA)],
+                       [difference(None, g) for g in range(STRATA)] if real_varies else [], T_9, (len(x), len(y)), space)
+
+
+def fid_difference(a: Features, b: Features, real: Features) -> Estimate:
+    """`fid(a, real)` − `fid(b, real)`, likewise, by a jackknife over 20 groups. The sets are of one size, so most of the distances' bias
+    is gone."""
+    space = _three(a, b, real, GROUPS)[3]
+    (f, f_parts), (g, g_parts), (r, r_parts) = (_leave_out(features) for features in (a, b, real))
+    return _jackknifed(frechet_distance(f, r) - frechet_distance(g, r),
+                       [frechet_distance(p, r) - frechet_distance(q, r) for p, q in zip(f_parts, g_parts)],
+                       [frechet_distance(f, part) - frechet_distance(g, part) for part in r_parts], T_19, (f.n, r.n), space)
 
 
 def class_score(logits: Tensor, space: str = "") -> Estimate:
@@ -197,7 +144,7 @@ def _kept(function):
 @_kept
 def _leave_out(features) -> tuple[Statistics, list[Statistics]]:
     """Statistics of features, and of them without each of 20 groups in turn."""
-    x, _, space = _together(features, features)
+    x, _, space = together(features, features)
     if len(x) < GROUPS:
         raise ValueError(f"{len(x)} images; a Fréchet distance wants {GROUPS} at the very least, and some thousands to mean much")
     group = torch.arange(len(x)) % GROUPS
@@ -208,6 +155,24 @@ def _statistics(x: Tensor, space: str) -> Statistics:
     return Statistics(x.mean(0), x.T.cov(), len(x), space)
 
 
+def _jackknifed(value: float, parts, real_parts, quantile: float, n: tuple[int, ...], space: str, least: float = -math.inf) -> Estimate:
+    """A value with a jackknife's interval, from its values with one part of either set left out in turn."""
+    half = quantile * math.sqrt(sum(jackknife_variance(p) for p in (parts, real_parts) if len(p)))
+    return Estimate(value, max(least, value - half), value + half, n, space)
+
+
+def _squared_mmd(xx: Tensor, yy: Tensor, xy: Tensor, yx: Tensor | None, space: str) -> Estimate:
+    """MMD² from row sums of the kernel: within x [n], within y [m], of x with y [n], of y with x [m] (None: y doesn't vary)."""
+
+    def without_one(own, rest, other):  # MMD² when each one of a set is left out in turn, but for terms that stay
+        k, j = len(own), len(other)
+        return (own.sum() - 2 * own) / ((k - 1) * (k - 2)) - 2 * (rest.sum() - rest) / ((k - 1) * j)
+
+    n, m = len(xx), len(yy)
+    value = float(xx.sum() / (n * (n - 1)) + yy.sum() / (m * (m - 1)) - 2 * xy.sum() / (n * m))
+    return _jackknifed(value, without_one(xx, xy, yy), [] if yx is None else without_one(yy, yx, xx), Z, (n, m), space)
+
+
 @_kept
 def _within_sums(features) -> Tensor:
     """Row sums of the kernel of features with themselves, [n], without the diagonal.
@@ -215,25 +180,25 @@ def _within_sums(features) -> Tensor:
     Where the classes have fixed numbers, two different images are of one class more seldom than two that are drawn by
     themselves: in 49 of 499 cases, not in 50 of 500. That would make the distance too small, so such pairs weigh more.
     """
-    x = _together(features, features)[0]
-    sums = _kernel_sums(x, x)[0]
+    x = together(features, features)[0]
+    sums = _kernel_sums(x)[0]
     if getattr(features, "stratified", False):
         for label in features.labels.unique():
             rows = (features.labels == label).nonzero()[:, 0].cpu()
             if len(rows) < 2:
                 raise ValueError(f"one image of class {label}; stratified features want two or more of each")
-            same = x[rows]
-            sums[rows] += _kernel_sums(same, same)[0] / (len(rows) - 1)
+            sums[rows] += _kernel_sums(x[rows])[0] / (len(rows) - 1)
         sums *= (len(x) - 1) / len(x)
     return sums
 
 
-def _kernel_sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Row sums [n] and column sums [m] of (x·y/D + 1)³; for x with itself the diagonal is left out."""
-    rows, columns, start = [], torch.zeros(len(y), dtype=torch.double), 0
-    for part in _rows(x, y):
-        k = (part @ y.T / x.shape[1]).add_(1).pow_(3)
-        if x is y:
+def _kernel_sums(x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Row sums [n] and column sums [m] of (x·y/D + 1)³; of x with itself, without the diagonal, if there is no y."""
+    other = x if y is None else y
+    rows, columns, start = [], torch.zeros(len(other), dtype=torch.double), 0
+    for part in in_parts(x, other):
+        k = (part @ other.T / x.shape[1]).add_(1).pow_(3)
+        if y is None:
             k[torch.arange(len(part)), start + torch.arange(len(part))] = 0
         rows.append(k.sum(1))
         columns += k.sum(0)
@@ -241,15 +206,22 @@ def _kernel_sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(rows), columns
 
 
-def _rows(x: Tensor, y: Tensor):
-    """x in parts, so that a matrix of part against y stays small."""
-    return x.split(max(1, BLOCK // len(y)))
+def _without(features: Features, group: int | None) -> Features:
+    """All but one of STRATA groups, which have as many of each class if the features are stratified."""
+    if group is None:
+        return features
+    rank = torch.arange(len(features))  # of an image within its class
+    for label in features.labels.unique() if features.stratified else ():
+        rows = (features.labels == label).nonzero()[:, 0].cpu()
+        rank[rows] = torch.arange(len(rows))
+    return replace(features[rank % STRATA != group], stratified=features.stratified)
 
 
-def _together(a, b) -> tuple[Tensor, Tensor, str]:
-    """Values of two sets in float64 on the CPU, and the name of their space."""
-    a, b = (x if isinstance(x, Features) else Features(x) for x in (a, b))
-    if a.space != b.space or a.values.shape[1] != b.values.shape[1]:
-        raise ValueError(f"{a.space} [N, {a.values.shape[1]}] against {b.space} [N, {b.values.shape[1]}]; want the same feature space")
-    x = a.values.detach().double().cpu()
-    return x, x if b.values is a.values else b.values.detach().double().cpu(), a.space
+def _three(a: Features, b: Features, real: Features, least: int) -> tuple[Tensor, Tensor, Tensor, str]:
+    """The values of pairs and real images in float64, and the name of their space."""
+    (x, y, space), w = together(a, real), together(b, real)[0]
+    if len(x) != len(w):
+        raise ValueError(f"{len(x)} samples against {len(w)}; want pairs")
+    if min(len(x), len(y)) < least:
+        raise ValueError(f"{len(x)} samples and {len(y)} real images; want {least} or more of each")
+    return x, w, y, space

@@ -13,6 +13,7 @@ from ..checkpoint import Saved, load
 from ..data.builtin import digits, load_arrays, to_float
 from ..networks.blocks import check_images
 from ..progress import progress_bar
+from .intervals import BLOCK
 
 LAYERS = ("class", "shape")
 POSE = ("rotate", "right", "down", "scale")  # columns of Faces.pose that a network can tell as numbers
@@ -139,6 +140,23 @@ class Features:
         if label not in self.attributes:
             raise ValueError(f"attribute {label!r}; want one of {', '.join(self.attributes)}")
         return self[self.labels[:, self.attributes.index(label)] == value]
+
+
+def together(a: Features | Tensor, b: Features | Tensor) -> tuple[Tensor, Tensor, str]:
+    """Values of two sets in float64 on the CPU, and the name of their space.
+
+    Raises:
+        ValueError: two spaces.
+    """
+    a, b = (x if isinstance(x, Features) else Features(x) for x in (a, b))
+    if a.space != b.space or a.values.shape[1] != b.values.shape[1]:
+        raise ValueError(f"{a.space} [N, {a.values.shape[1]}] against {b.space} [N, {b.values.shape[1]}]; want the same feature space")
+    return a.values.detach().double().cpu(), b.values.detach().double().cpu(), a.space
+
+
+def in_parts(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """x [n, D] in parts, so that a matrix of part against y [m, D] stays small."""
+    return x.split(max(1, BLOCK // len(y)))
 
 
 @torch.no_grad()

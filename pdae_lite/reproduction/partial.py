@@ -1,22 +1,45 @@
-"""What was measured before a stop."""
+"""Going on after a stop: the record that a JSON file holds, and tensors beside it until it is complete."""
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..storage import CheckpointError, read, write
+
+
+def record_before(path: str | Path | None, settings: dict) -> dict | None:
+    """The record in a JSON file, if there is one.
+
+    Raises:
+        ValueError: it was made with other settings, which the message names.
+    """
+    if path is None or not Path(path).is_file():
+        return None
+    record, settings = json.loads(Path(path).read_text(encoding="utf-8")), _as_stored(settings)
+    other = [k for k, v in settings.items() if record.get(k) != v]
+    if other:
+        raise ValueError(f"{path} holds figures of other settings or models ({', '.join(other)}); remove it, or give another file")
+    return record
+
 
 class Partial:
-    """Tensors measured so far, in a file beside the JSON until that is complete, so that a run that was stopped goes on."""
+    """Tensors measured so far, in `path`.part until their record is complete, so that a run that was stopped goes on.
 
-    def __init__(self, json_file: str | Path | None, settings: str):
-        self.path = None if json_file is None else Path(f"{json_file}.part")
-        self.settings, self.tensors = settings, {}
+    Args:
+        path: of the record; None: nothing is kept.
+        settings: JSON-able; a file of others isn't gone on with, but written anew.
+    """
+
+    def __init__(self, path: str | Path | None, settings: dict):
+        self.path = None if path is None else Path(f"{path}.part")
+        self.settings, self.tensors = _as_stored(settings), {}
         if self.path is not None and self.path.is_file():
-            from safetensors import safe_open
-
-            with safe_open(self.path, "pt") as f:
-                if (f.metadata() or {}).get("settings") == settings:  # of another measurement: begin anew
-                    self.tensors = {key: f.get_tensor(key) for key in f.keys()}
+            try:
+                tensors, header = read(self.path)
+            except CheckpointError:  # of another version
+                return
+            self.tensors = tensors if header == self.settings else {}
 
     def count(self, keys=None) -> int:
         """How many samples all tensors have, or those of some keys."""
@@ -28,13 +51,14 @@ class Partial:
             values = values.cpu()
             self.tensors[key] = torch.cat([self.tensors[key], values]) if key in self.tensors else values
         if self.path is not None:
-            from safetensors.torch import save_file
-
-            waiting = self.path.with_name(self.path.name + ".new")
-            save_file({k: v.contiguous() for k, v in self.tensors.items()}, waiting, {"settings": self.settings})
-            waiting.replace(self.path)
+            write(self.path, self.tensors, self.settings)
 
     def done(self) -> None:
         """Nothing is left to do: take the file away."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def _as_stored(settings: dict) -> dict:
+    """As JSON gives them back: with lists for tuples."""
+    return json.loads(json.dumps(settings))

@@ -2,13 +2,13 @@
 from dataclasses import dataclass
 
 from ..applications.latent import LatentDPM
-from ..checkpoint import tensors_digest
-from ..commands.settings import UsageError
+from ..checkpoint import load, tensors_digest
 from ..diffae import DiffAE
 from ..metrics.features import FeatureNet
 from ..pdae import PDAE
 
 DATA = ("digits", "peeps")
+KINDS = ("pdae", "diffae", "latent", "diffae_latent")
 
 
 @dataclass(frozen=True)
@@ -23,39 +23,35 @@ class Subject:
     diffae_latent: LatentDPM | None = None
 
     @classmethod
-    def open(cls, model: str, latent: str | None = None, name: str | None = None, device=None) -> "Subject":
+    def open(cls, model: str, latent: str | None = None, name: str | None = None, device="cpu") -> "Subject":
         """Of "digits" or "peeps" all models that ship; of a file its PDAE or Diff-AE, and the latent DPM of another file.
 
         Args:
             name: the data set, if the file of the model doesn't say it.
-            device: None: as for `pdae_lite.load`.
 
         Raises:
-            UsageError: a model of other data, or files that don't fit together.
+            ValueError: a model of other data, or files that don't fit together.
         """
-        from .. import load
         from ..commands.models import load_autoencoder
-        from ..meeting import default_device
 
-        device = default_device() if device is None else device
+        def ready(part):
+            return part.to(device).eval().requires_grad_(False)
+
         if model in DATA:
             if latent is not None or name not in (None, model):
-                raise UsageError(f"--model {model} has its own latent DPMs and data; leave --latent and --data out, or give a file")
-            kinds = ("pdae", "diffae", "latent", "diffae_latent")
-            found = {kind: load(model, kind, device).eval().requires_grad_(False) for kind in kinds}
-            return cls(model, load(model, "features", device), **found)
-        autoencoder = load_autoencoder(model).to(device).eval().requires_grad_(False)
+                raise ValueError(f"model {model} has its own latent DPMs and data; leave latent and data out, or give a file")
+            return cls(model, load(model, "features", device), **{kind: ready(load(model, kind)) for kind in KINDS})
+        autoencoder = ready(load_autoencoder(model))
         name = name or autoencoder.metadata.get("data")
         if name not in DATA:
-            raise UsageError(f"{model} is a model of {name or 'data that it does not name'}; the small tables are of digits and peeps "
-                             "(--data says which), which have feature networks")
-        kind = "pdae" if isinstance(autoencoder, PDAE) else "diffae"
-        found = {kind: autoencoder}
+            raise ValueError(f"{model} is a model of {name or 'data that it does not name'}; the small tables are of digits and peeps "
+                             "(say which by data), which have feature networks")
+        found = {"pdae" if isinstance(autoencoder, PDAE) else "diffae": autoencoder}
         if latent is not None:
-            dpm = LatentDPM.load(latent, device).eval().requires_grad_(False)
+            dpm = ready(LatentDPM.load(latent))
             if dpm.z_dim != autoencoder.z_dim:
-                raise UsageError(f"{latent} samples codes with z_dim={dpm.z_dim}, {model} decodes z_dim={autoencoder.z_dim}")
-            found["latent" if kind == "pdae" else "diffae_latent"] = dpm
+                raise ValueError(f"{latent} samples codes with z_dim={dpm.z_dim}, {model} decodes z_dim={autoencoder.z_dim}")
+            found["latent" if "pdae" in found else "diffae_latent"] = dpm
         return cls(name, load(name, "features", device), **found)
 
     @property
@@ -71,5 +67,5 @@ class Subject:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the weights of each model that takes part."""
-        models = {k: getattr(self, k) for k in ("pdae", "diffae", "latent", "diffae_latent", "net")}
-        return {k: tensors_digest({n: w.cpu() for n, w in m.state_dict().items()}) for k, m in models.items() if m is not None}
+        models = {k: getattr(self, k) for k in (*KINDS, "net")}
+        return {k: tensors_digest(m.state_dict()) for k, m in models.items() if m is not None}

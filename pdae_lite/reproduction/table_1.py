@@ -47,7 +47,7 @@ def table_1(s: Subject, count: int, steps: int = 100, seed: int = 0, batch_size:
     The random x_T of image i depends on `seed` and i alone.
     """
     distance = shape_distance(s.net) if distance is None else distance
-    partial = Partial(None, "") if partial is None else partial
+    partial = Partial(None, {}) if partial is None else partial
     test = data.shipped_images(s.data, "test", s.shape[1])
     device = s.some.device
     for start in progress_bar(range(partial.count(), count, batch_size), show=progress, desc=f"Table 1, T = {steps}"):

@@ -1,7 +1,7 @@
 """Table 2 in small: new images by a DPM alone, and by the same DPM shifted by codes z that a latent DPM drew.
 
 All methods begin with the same x_T, and the latent DPMs with the same z_T, so samples come in pairs and differences of distances have
-narrow intervals (`paired`). Costs are counted in FLOP: an evaluation with the estimator costs more than one without.
+narrow intervals (`metrics.kid_difference`). Costs are counted in FLOP: an evaluation with the estimator costs more than one without.
 """
 from dataclasses import asdict, dataclass, replace
 
@@ -12,7 +12,6 @@ from .. import counter_rng, metrics, sampling
 from ..metrics.distributions import GROUPS
 from ..metrics.features import Features
 from ..metrics.intervals import Estimate, mean
-from ..metrics.paired import fid_difference, kid_difference
 from ..speed import accelerate
 from .partial import Partial
 from .published import OFF_LAST, STEPS
@@ -214,8 +213,8 @@ def summary(wanted: list[Cell], equal: dict[int, dict[str, str]], values: dict[s
         rows.append(row)
     differences = []
     for a, b in pairs(wanted, equal, steps):
-        d = {"a": a, "b": b, "kid": numbers(kid_difference(features[a], features[b], real))}
-        differences.append(d | ({"fid": numbers(fid_difference(features[a], features[b], real))} if with_fid else {}))
+        d = {"a": a, "b": b, "kid": numbers(metrics.kid_difference(features[a], features[b], real))}
+        differences.append(d | ({"fid": numbers(metrics.fid_difference(features[a], features[b], real))} if with_fid else {}))
     return {"samples": len(next(iter(features.values()))), "real": len(real), "space": real.space, "latent_steps": LATENT_STEPS,
             "first": FIRST, "cells": rows, "equal_cost": {str(T): e for T, e in equal.items()}, "differences": differences}
 
@@ -231,7 +230,7 @@ def precision_check(exact: Subject, wanted: list[Cell], partial: Partial, real: 
         partial.extend({key: features_of(exact, [cell], index, seed)[cell.name]})
     low, full = (Features(partial.tensors[k][:count], real.space) for k in (cell.name, key))
     return {"cell": cell.name, "samples": count, "kid": numbers(metrics.kid(low, real)), "kid_in_float32": numbers(metrics.kid(full, real)),
-            "difference": numbers(kid_difference(low, full, real))}
+            "difference": numbers(metrics.kid_difference(low, full, real))}
 
 
 def numbers(e: Estimate) -> dict:

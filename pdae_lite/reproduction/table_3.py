@@ -14,7 +14,6 @@ from torch import Tensor
 from .. import data, metrics
 from ..applications import few_shot
 from ..applications.attributes import encode_all
-from ..commands.settings import UsageError
 from ..metrics.features import Features, extract, reference
 from ..progress import progress_bar
 from ..speed import accelerate
@@ -35,14 +34,14 @@ def generators(s: Subject) -> dict:
     """kind → (latent DPM, autoencoder), of those that there are.
 
     Raises:
-        UsageError: models of images without attributes, or of another size than the real ones; no latent DPM.
+        ValueError: models of images without attributes, or of another size than the real ones; no latent DPM.
     """
     found = {kind: (latent, model) for kind, latent, model in (("pdae", s.latent, s.pdae), ("diffae", s.diffae_latent, s.diffae))
              if model is not None and latent is not None}
     if s.data != "peeps" or s.shape[1] != 32:
-        raise UsageError(f"the small Table 3 is of peeps at 32×32, whose images have attributes; this model is of {s.data} at {s.shape[1]}")
+        raise ValueError(f"the small Table 3 is of peeps at 32×32, whose images have attributes; this model is of {s.data} at {s.shape[1]}")
     if not found:
-        raise UsageError("Table 3 wants a latent DPM; add --latent FILE, made by `pdae latent`")
+        raise ValueError("Table 3 wants a latent DPM; give its file, made by `pdae latent`")
     return found
 
 

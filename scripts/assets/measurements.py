@@ -191,7 +191,7 @@ def samples(s: Subject) -> dict:
            "precision": precision.to_dict(), "recall": recall.to_dict(),
            "precision_of_training_images": baseline.precision.to_dict(), "recall_of_training_images": baseline.recall.to_dict(),
            "distance_to_nearest_training_image": near.generated.to_dict(), "the_same_for_held_out_images": near.held_out.to_dict(),
-           "ratio": near.ratio.to_dict(), "kid": metrics.kid(generated, real).to_dict(), "kid_of_training_images": 
+           "ratio": near.ratio.to_dict(), "kid": metrics.kid(generated, real).to_dict(), "kid_of_training_images":
                metrics.kid(train[:n], real).to_dict()}
     if len(real) >= 5000:  # a Fréchet distance from fewer is mostly bias
         out |= {"fid": metrics.fid(generated, real).to_dict(), "fid_of_training_images": metrics.fid(train[:n], real).to_dict()}

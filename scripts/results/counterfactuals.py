@@ -30,6 +30,7 @@ import pdae_lite
 from pdae_lite import data, metrics
 from pdae_lite.applications import attributes
 from pdae_lite.checkpoint import tensors_digest, write_text
+from pdae_lite.reproduction.partial import record_before
 
 ATTRIBUTE = {name: {"smile": "smiling"}.get(name, name) for name in data.EDITS}
 KEEP = ("dark_skin", "light_skin", "light_hair", "long_hair", "afro", "bun", "bald", "facing_left")  # who it is, and the pose
@@ -134,11 +135,10 @@ def main() -> int:
          **{k: getattr(args, k) for k in ("count", "invert", "decode", "bf16")}}
     o["command"] = f"python scripts/results/counterfactuals.py --count {args.count}" + " --bf16" * args.bf16
     out = described(o, models) | {"cpu_seconds": 0, "edits": {}}
-    if args.out.is_file():
-        before = json.loads(args.out.read_text(encoding="utf-8"))
-        if any(before.get(k) != out[k] for k in (*o, "sha256_of_weights")):
-            parser.error(f"{args.out} holds figures of other settings or models; remove it, or give another --out")
-        out = before
+    try:
+        out = record_before(args.out, {k: out[k] for k in (*o, "sha256_of_weights")}) or out
+    except ValueError as e:
+        parser.error(str(e))
     train = data.peeps("train", size)
     images = train.floats(slice(0, TRAIN))
     basis = metrics.principal_components(images.flatten(1), models["pdae"].z_dim)

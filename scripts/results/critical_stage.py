@@ -6,7 +6,7 @@
 
 Each sample is drawn by 20 steps of DDIM, with classifier guidance inside the stage and by the DPM alone outside, always from
 the same x_T, and counts as a hit if a network that has nothing to do with the guiding one sees the class that was asked for.
-The way down to t2 is the same for all stages that end there, and is walked once. Writes pdae_lite/assets/critical_stage.json
+What stages have in common is walked once. Writes pdae_lite/assets/critical_stage.json
 after every 10 samples, and goes on where a run before was stopped; sample i depends on the seed and on i alone.
 """
 import argparse
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 import pdae_lite
-from pdae_lite import counter_rng
+from pdae_lite import counter_rng, sampling
 from pdae_lite.checkpoint import tensors_digest, write_text
 from pdae_lite.data import ASSETS
-from pdae_lite.guidance import guided
-from pdae_lite.sampling import clip_range, ddim_step, time_grid
+from pdae_lite.guidance import guided, staged
+from pdae_lite.reproduction.partial import record_before
 from pdae_lite.schedule import NoiseSchedule
 
 BLOCK = 10  # samples at a time, one of each class
@@ -42,31 +42,22 @@ def every_stage(plain, inside, x_T: Tensor, schedule: NoiseSchedule, judge: Call
         plain, inside: denoisers outside and inside the stage.
         only: the stages to look at (default: all whose ends are ends of steps).
     """
-    points, limits = time_grid(schedule, steps), clip_range(plain, True)
+    points = sampling.time_grid(schedule, steps)
     ends = [t + 1 for t in points]  # the step down from points[i] is the one in [ends[i-1], ends[i])
     wanted = {(a, b) for a in ends for b in ends if a < b} | {(0, 0)} if only is None else set(only)
     if not all(a in ends and b in ends and (a < b or a == b == 0) for a, b in wanted):
         raise ValueError(f"stages {sorted(wanted)}; want t1 < t2 out of {ends}, or (0, 0)")
-
-    def step(denoiser, x, i):
-        eps = denoiser(x, torch.full((len(x),), points[i], dtype=torch.int64, device=x.device))
-        return ddim_step(x, eps, points[i], points[i - 1], schedule, clip_range=limits)
-
-    found, above = {}, x_T
-    for top in range(steps, -1, -1):
-        x, bottoms = above, [ends.index(a) for a, b in wanted if b == ends[top]]
-        for bottom in range(top, -1, -1):
-            if bottom < top:
-                x = step(inside, x, bottom + 1)
-            if bottom in bottoms:
-                image = x
-                for i in range(bottom, 0, -1):
-                    image = step(plain, image, i)
-                found[ends[bottom], ends[top]] = judge(image)
-            if bottom <= min(bottoms, default=steps):
-                break
-        if top and any(b < ends[top] for _, b in wanted):
-            above = step(plain, above, top)
+    found, above = {}, {}  # above: the states that stages begin from, by their ends
+    for top in sorted({b for _, b in wanted}):
+        bottoms, begin = sorted(a for a, b in wanted if b == top), top if above else ends[-1]
+        seen = {begin: above.get(begin, x_T)}
+        image = sampling.ddim(staged(inside, plain, bottoms[0], top), seen[begin], schedule, grid=[t for t in points if 0 <= t < begin],
+                              callback=lambda t, x: seen.update({t + 1: x}))
+        above = above or seen  # the first walk began at x_T; above its stage, which ends lowest, it is the plain one
+        for bottom in bottoms:
+            if bottom > bottoms[0]:
+                image = sampling.ddim(plain, seen[bottom], schedule, grid=[t for t in points if 0 <= t < bottom])
+            found[bottom, top] = judge(image)
     return found
 
 
@@ -89,7 +80,7 @@ def described(o: dict, models, device: str) -> dict:
     """Where the figures come from."""
     return {"what": "digits: hits of classifier guidance in the stage t1 <= t < t2 alone, by DDIM, judged by digits_features; "
                     "sample i asks for class i % 10, from x_T = counter_rng.normal(seed, 0, i)",
-            **o, "sha256_of_weights": {k: tensors_digest({n: w.cpu() for n, w in m.state_dict().items()}) for k, m in zip(MODELS, models)},
+            **o, "sha256_of_weights": {k: tensors_digest(m.state_dict()) for k, m in zip(MODELS, models)},
             "made_with": {"torch": torch.__version__, "python": platform.python_version(), "device": device}}
 
 
@@ -106,12 +97,11 @@ def main() -> int:
     only = args.only and {tuple(map(int, s.split("-"))) for s in args.only.split(",")}
     models = load_models(args.device)
     o = described({k: getattr(args, k) for k in ("scale", "steps", "seed")}, models, args.device)
-    hits, seconds = {}, 0.0
-    if args.out.is_file():
-        before = json.loads(args.out.read_text(encoding="utf-8"))
-        if any(before[k] != o[k] for k in ("scale", "steps", "seed", "sha256_of_weights")):
-            parser.error(f"{args.out} holds figures of other settings or models; remove it, or give another --out")
-        hits, seconds = before["hits"], before["cpu_seconds"]
+    try:
+        before = record_before(args.out, {k: o[k] for k in ("scale", "steps", "seed", "sha256_of_weights")}) or {}
+    except ValueError as e:
+        parser.error(str(e))
+    hits, seconds = before.get("hits", {}), before.get("cpu_seconds", 0.0)
     done = len(next(iter(hits.values()), ""))
     while done < args.samples:
         start = time.process_time()

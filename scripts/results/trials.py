@@ -38,6 +38,7 @@ from pdae_lite.networks.encoder import UNetEncoder
 from pdae_lite.networks.unet import UNet, UNetConfig
 from pdae_lite.pdae import PDAE
 from pdae_lite.presets import DIGITS, Preset
+from pdae_lite.reproduction.partial import record_before
 from pdae_lite.training import TrainConfig, default_loss, train
 
 TS = [1, 4, 12, 25, 50, *range(100, 1000, 50), 999]
@@ -256,13 +257,13 @@ def main() -> None:
     args = parser.parse_args()
     config = replace(CONFIG, steps=args.steps)
     out = {"command": "python scripts/results/trials.py", "config": asdict(config), "t": TS, "held_out": HELD_OUT,
-           "sha256_of_dpm": tensors_digest(dict(dpm().state_dict())), "dpm_error": dpm_error().tolist(),
-           "torch": torch.__version__, "python": platform.python_version(), "device": "cpu", "runs": []}
-    if args.out.is_file():
-        before = json.loads(args.out.read_text(encoding="utf-8"))
-        if any(before[k] != json.loads(json.dumps(out[k])) for k in ("config", "t", "held_out", "sha256_of_dpm")):
-            parser.error(f"{args.out} holds trials of other settings; remove it, or give another --out")
-        out["runs"] = before["runs"]
+           "sha256_of_dpm": tensors_digest(dpm().state_dict()), "dpm_error": dpm_error().tolist(),
+           "torch": torch.__version__, "python": platform.python_version(), "device": "cpu"}
+    try:
+        before = record_before(args.out, {k: out[k] for k in ("config", "t", "held_out", "sha256_of_dpm")})
+    except ValueError as e:
+        parser.error(str(e))
+    out["runs"] = before["runs"] if before else []
     done = {(r["group"], r["name"], r["seed"]) for r in out["runs"]}
     for seed in args.seeds or range(3):
         for trial in all_trials():

@@ -14,19 +14,19 @@ import argparse
 import json
 import platform
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import pdae_lite
-from pdae_lite import checkpoint, counter_rng, data, metrics, sampling
+from pdae_lite import counter_rng, data, metrics, sampling
+from pdae_lite.checkpoint import tensors_digest, write_text
 from pdae_lite.guidance import guided
 from pdae_lite.metrics.features import Features
-from pdae_lite.metrics.intervals import Estimate, jackknife_variance
 from pdae_lite.networks.classifier import classifier_gradient
 from pdae_lite.pdae import PDAE, batch_map
+from pdae_lite.reproduction.partial import Partial
 from pdae_lite.speed import accelerate
 
 SCALES = {"pdae": (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0), "classifier": (0.5, 1.0, 2.0, 4.0, 6.0)}
@@ -34,7 +34,7 @@ MODELS = ("class", "classifier", "features")  # which shifts by label, which gui
 USED = {"pdae": ("class", "features"), "classifier": ("dpm", "classifier", "features")}  # weights that samples depend on
 TS = (100, 200, 300, 400, 450, 500, 550, 600, 700, 800, 900, 950)
 CURVES = ("kid", "class_score", "precision", "recall", "of_the_class")
-BLOCK, GROUPS, T_9 = 100, 10, 2.262157  # T_9: the 97.5 % quantile of Student's t with GROUPS − 1 degrees of freedom
+BLOCK = 100  # samples at a time; as many of each class
 
 
 def load_models(file: Path | None = None) -> dict:
@@ -64,17 +64,13 @@ def judged(net, images: Tensor) -> dict[str, Tensor]:
 
 
 def samples(models: dict, method: str, scale: float, count: int, o: dict, work: Path) -> dict[str, Tensor]:
-    """`judged` of the first `count` samples, block by block; blocks that lie in `work` aren't drawn again."""
-    settings, parts = {"seed": o["seed"], "steps": o["steps"]} | {k: o["sha256_of_weights"][k] for k in USED[method]}, []
-    for start in range(0, count, BLOCK):
-        path = work / f"{method}_{scale}_{start}.safetensors"
-        tensors, header = checkpoint.read(path) if path.is_file() else ({}, None)
-        if header != settings:
-            index = torch.arange(start, start + BLOCK)
-            tensors = judged(models["features"], draw(models, method, scale, index, o["seed"], o["steps"]))
-            checkpoint.write(path, tensors, settings)
-        parts.append(tensors)
-    return {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    """`judged` of the first `count` samples, block by block; those that lie in `work` aren't drawn again."""
+    settings = {"seed": o["seed"], "steps": o["steps"]} | {k: o["sha256_of_weights"][k] for k in USED[method]}
+    partial = Partial(work / f"{method}_{scale}", settings)
+    for start in range(partial.count(), count, BLOCK):
+        index = torch.arange(start, start + BLOCK)
+        partial.extend(judged(models["features"], draw(models, method, scale, index, o["seed"], o["steps"])))
+    return {k: v[:count] for k, v in partial.tensors.items()}
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
@@ -96,26 +92,6 @@ def figures(found: dict[str, Tensor], real: Features) -> dict:
             "recall": metrics.precision_recall(made[: len(real)], real).recall.to_dict(),
             "of_the_class": metrics.proportion(seen == made.labels).to_dict(),
             "seen": "".join(map(str, seen.tolist())), "ink": [round(v, 4) for v in found["ink"][:10].tolist()]}
-
-
-def kid_difference(a: Features, b: Features, real: Features) -> Estimate:
-    """KID of a minus that of b, which share noises and classes. Jackknife over groups of samples, of a and b alike, and of real images,
-    with as many of each class in every group."""
-    rank = torch.zeros(len(real), dtype=torch.int64)
-    for label in real.labels.unique():
-        rows = (real.labels == label).nonzero()[:, 0]
-        rank[rows] = torch.arange(len(rows))
-    group, real_group = torch.arange(len(a)) // 10 % GROUPS, rank % GROUPS
-
-    def difference(keep=slice(None), keep_real=slice(None)) -> float:
-        x, y, r = (replace(f[k], stratified=True) for f, k in ((a, keep), (b, keep), (real, keep_real)))
-        return metrics.kid(x, r).value - metrics.kid(y, r).value
-
-    value = difference()
-    variance = jackknife_variance([difference(keep=group != g) for g in range(GROUPS)])
-    variance += jackknife_variance([difference(keep_real=real_group != g) for g in range(GROUPS)])
-    half = T_9 * variance**0.5
-    return Estimate(value, value - half, value + half, (len(a), len(real)), a.space)
 
 
 @torch.no_grad()
@@ -161,7 +137,7 @@ def check_of_bf16(models: dict, drawn: dict, count: int, o: dict, real: Features
         quick = {k: v[:count] for k, v in drawn[method, scale].items()}
         seen = {"float32": exact["logits"].argmax(1), "bf16": quick["logits"].argmax(1)}
         out.append({"method": method, "scale": scale, "same_digit_seen": metrics.proportion(seen["float32"] == seen["bf16"]).to_dict(),
-                    "kid_bf16_minus_float32": kid_difference(as_features(quick), as_features(exact), real).to_dict(),
+                    "kid_bf16_minus_float32": metrics.kid_difference(as_features(quick), as_features(exact), real).to_dict(),
                     "of_the_class": {k: float((v == y).float().mean()) for k, v in seen.items()}})
     return out
 
@@ -169,7 +145,7 @@ def check_of_bf16(models: dict, drawn: dict, count: int, o: dict, real: Features
 def described(o: dict, models: dict) -> dict:
     """Where the figures come from."""
     nets = models | {"dpm": models["class"].dpm}
-    digests = {k: checkpoint.tensors_digest({n: w.cpu() for n, w in m.state_dict().items()}) for k, m in nets.items()}
+    digests = {k: tensors_digest(m.state_dict()) for k, m in nets.items()}
     return {"what": "digits by DDIM from a class-conditional G and from classifier guidance, at several scales, judged by digits_features; "
                     "sample i asks for class i % 10, from x_T = counter_rng.normal(seed, 0, i)",
             **o, "sha256_of_weights": digests,
@@ -191,7 +167,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=data.ASSETS / "truncation.json")
     args = parser.parse_args()
     if args.count % BLOCK or args.guided % BLOCK or args.checked % BLOCK:
-        parser.error(f"want multiples of {BLOCK} for --count, --guided and --checked: as many of each class in every group")
+        parser.error(f"want multiples of {BLOCK} for --count, --guided and --checked: as many of each class in every block")
     models = load_models(args.file)
     fast, real, test = in_bf16(models), metrics.reference("digits"), data.digits("test")
     given = [f"--{k} {v}" for k, v in vars(args).items() if k not in ("work", "out") and v is not None]
@@ -212,12 +188,12 @@ def main() -> int:
         before = scales[max(scales.index(row["scale"]) - 1, 0)]
         for key, scale in (("kid_minus_that_at_1", 1.0), ("kid_minus_that_before", before)):
             here, there = (as_features(drawn[row["method"], s]) for s in (row["scale"], scale))
-            row[key] = kid_difference(here, there, real).to_dict()
+            row[key] = metrics.kid_difference(here, there, real).to_dict()
     shift = {k: v if k in ("t", "images") else [float(f"{x:.5g}") for x in v]
              for k, v in shifts(models, test.floats(slice(args.images)), test.labels[: args.images]).items()}
     check = check_of_bf16(models, drawn, args.checked, o, real, args.work) if args.checked else []
     text = json.dumps(o | {"rows": rows, "shifts": shift, "bf16": check}, indent=1)
-    checkpoint.write_text(args.out, text + "\n")
+    write_text(args.out, text + "\n")
     return 0
 
 

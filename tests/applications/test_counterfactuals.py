@@ -49,7 +49,7 @@ def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     made = []
     monkeypatch.setattr(counterfactuals.attributes, "encode_all", lambda *a: None)
     monkeypatch.setattr(counterfactuals, "means_probe", lambda *a: None)
-    monkeypatch.setattr(counterfactuals, "principal_components", lambda *a: None)
+    monkeypatch.setattr(counterfactuals.metrics, "principal_components", lambda *a: None)
     monkeypatch.setattr(counterfactuals, "by_pca", lambda *a: [])
     monkeypatch.setattr(counterfactuals, "by_code", lambda model, w, m, edit, *a: made.append(edit) or {"truth": []})
 

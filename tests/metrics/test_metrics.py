@@ -275,9 +275,96 @@ def test_kid_is_torchmetrics_and_its_jackknife_exact(monkeypatch):
                   for p in ([left_out(i, -1) for i in range(30)], [left_out(-1, j) for j in range(30)]))
     assert e.high - e.value == pytest.approx(1.959964 * math.sqrt(by_hand), rel=1e-6)
     whole = metrics.precision_recall(x, y), metrics.nearest_distance(x, y)
-    monkeypatch.setattr(metrics.distributions, "BLOCK", 100)  # parts of three rows
+    monkeypatch.setattr(metrics.features, "BLOCK", 100)  # parts of three rows
     assert metrics.kid(x, y).low == pytest.approx(e.low) and metrics.precision_recall(x, y) == whole[0]
     assert torch.allclose(metrics.nearest_distance(x, y), whole[1])
+
+
+# ---- differences of pairs -----------------------------------------------------------------------------------------
+
+
+def pairable(n, shift=0.0, seed=0, d=3):
+    return Features(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.double) + shift)
+
+
+def test_the_difference_of_two_kids_and_its_interval():
+    a, b, real = pairable(7, 0.4), pairable(7, 0.1, 1), pairable(9, 0, 2)
+    found = metrics.kid_difference(a, b, real)
+
+    def value(a, b, real):
+        return metrics.kid(a, real).value - metrics.kid(b, real).value
+
+    def without(f, i):
+        return Features(torch.cat([f.values[:i], f.values[i + 1:]]))
+
+    assert found.value == pytest.approx(value(a, b, real), abs=1e-12) and found.n == (7, 9)
+    pairs = [value(without(a, i), without(b, i), real) for i in range(7)]
+    reals = [value(a, b, without(real, j)) for j in range(9)]
+    variance = sum((n - 1) / n * sum((p - sum(parts) / n) ** 2 for p in parts) for n, parts in ((7, pairs), (9, reals)))
+    assert found.high - found.value == pytest.approx(1.959964 * variance**0.5, rel=1e-9)
+
+
+def test_the_difference_of_two_fids():
+    a, b, real = pairable(60, 0.5), pairable(60, 0.2, 1), pairable(80, 0, 2)
+    found = metrics.fid_difference(a, b, real)
+    assert found.value == pytest.approx(metrics.fid(a, real).value - metrics.fid(b, real).value, abs=1e-9)
+    assert found.low < found.value < found.high and found.n == (60, 80)
+
+
+@pytest.mark.parametrize(("difference", "distance"), [(metrics.kid_difference, metrics.kid), (metrics.fid_difference, metrics.fid)])
+def test_pairs_narrow_the_interval(difference, distance):
+    a, real = pairable(100, 0.3), pairable(100, 0, 2)
+    b = Features(a.values + 0.05 * pairable(100, 0, 3).values)
+    paired, unpaired = difference(a, b, real), distance(a, real) - distance(b, real)
+    assert paired.high - paired.low < 0.3 * (unpaired.high - unpaired.low)
+    same = difference(a, a, real)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("difference", [metrics.kid_difference, metrics.fid_difference])
+def test_pairs_must_be_pairs(difference):
+    with pytest.raises(ValueError, match="30 samples against 29; want pairs"):
+        difference(pairable(30), pairable(29), pairable(40))
+    with pytest.raises(ValueError, match="want .* or more of each"):
+        difference(pairable(2), pairable(2), pairable(40))
+
+
+def stratified(n, shift=0.0, seed=0):
+    values = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed)) + shift
+    return Features(values, "made up", torch.arange(n) % 10, stratified=True)
+
+
+def test_where_classes_have_fixed_numbers_whole_groups_are_left_out():
+    real, near, far = stratified(100), stratified(200, 0.1, seed=1), stratified(200, 0.6, seed=2)
+    found = metrics.kid_difference(far, near, real)
+    assert found.value == pytest.approx(metrics.kid(far, real).value - metrics.kid(near, real).value)
+    assert found.excludes(0) and found.low < found.value < found.high
+    same = metrics.kid_difference(near, near, real)
+    assert same.value == same.low == same.high == 0
+    paired = Features(near.values + 0.01, "made up", near.labels, stratified=True)  # what both share doesn't widen the interval
+    independent = metrics.kid(paired, real) - metrics.kid(near, real)
+    narrow = metrics.kid_difference(paired, near, real)
+    assert narrow.high - narrow.low < 0.3 * (independent.high - independent.low)
+
+
+def test_the_interval_may_leave_the_real_images_as_they_are():
+    a, b, real = pairable(30, 0.4), pairable(30, 0.1, 1), pairable(40, 0, 2)
+    whole, given = metrics.kid_difference(a, b, real), metrics.kid_difference(a, b, real, real_varies=False)
+    assert given.value == whole.value and given.high - given.value < whole.high - whole.value
+
+
+def test_a_set_against_itself_is_a_set_against_its_copy():
+    """What a figure is depends on the values, not on which object holds them."""
+    f = pairable(40)
+    copy = Features(f.values.clone())
+    for figure in (metrics.kid, metrics.fid, metrics.nearest_distance, metrics.nearest_is_own, metrics.precision_recall,
+                   metrics.feature_distance, lambda a, b: metrics.memorisation(pairable(20, 0, 5), a, pairable(20, 0, 6))):
+        own, other = figure(f, f), figure(f, copy)
+        assert torch.equal(own, other) if torch.is_tensor(own) else own == other
+    assert metrics.kid(f, f).value < 0  # unbiased from two sets of one distribution, these share every image
+
+
+# ---- classes of samples -------------------------------------------------------------------------------------------
 
 
 def test_class_score_of_clear_and_unclear_classes():

@@ -1,4 +1,4 @@
-"""The paper's tables in small: paired differences, cells and what they cost, stopped and resumed, `pdae evaluate --table`."""
+"""The paper's tables in small: cells and what they cost, stopped and resumed, `pdae evaluate --table`."""
 import json
 from unittest.mock import Mock
 
@@ -8,62 +8,12 @@ import torch
 from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, counter_rng, data, metrics
 from pdae_lite.applications.latent import LatentConfig, LatentDPM
 from pdae_lite.commands import main
-from pdae_lite.metrics.features import Features
-from pdae_lite.metrics.paired import fid_difference, kid_difference
 from pdae_lite.networks.encoder import EncoderConfig
 from pdae_lite.reproduction import table_1, table_3
 from pdae_lite.reproduction import table_2 as better
+from pdae_lite.reproduction.partial import Partial
+from pdae_lite.reproduction.subject import Subject
 from pdae_lite.reproduction.table_2 import Cell
-
-
-def features(n, shift=0.0, seed=0, d=3):
-    return Features(torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.double) + shift)
-
-
-# ---- differences of pairs -----------------------------------------------------------------------------------------------
-
-
-def test_the_difference_of_two_kids_and_its_interval():
-    a, b, real = features(7, 0.4), features(7, 0.1, 1), features(9, 0, 2)
-    found = kid_difference(a, b, real)
-
-    def value(a, b, real):
-        return metrics.kid(a, real).value - metrics.kid(b, real).value
-
-    def without(f, i):
-        return Features(torch.cat([f.values[:i], f.values[i + 1:]]))
-
-    assert found.value == pytest.approx(value(a, b, real), abs=1e-12) and found.n == (7, 9)
-    pairs = [value(without(a, i), without(b, i), real) for i in range(7)]
-    reals = [value(a, b, without(real, j)) for j in range(9)]
-    variance = sum((n - 1) / n * sum((p - sum(parts) / n) ** 2 for p in parts) for n, parts in ((7, pairs), (9, reals)))
-    assert found.high - found.value == pytest.approx(1.959964 * variance**0.5, rel=1e-9)
-
-
-def test_the_difference_of_two_fids():
-    a, b, real = features(60, 0.5), features(60, 0.2, 1), features(80, 0, 2)
-    found = fid_difference(a, b, real)
-    assert found.value == pytest.approx(metrics.fid(a, real).value - metrics.fid(b, real).value, abs=1e-9)
-    assert found.low < found.value < found.high and found.n == (60, 80)
-
-
-@pytest.mark.parametrize(("difference", "distance"), [(kid_difference, metrics.kid), (fid_difference, metrics.fid)])
-def test_pairs_narrow_the_interval(difference, distance):
-    a, real = features(100, 0.3), features(100, 0, 2)
-    b = Features(a.values + 0.05 * features(100, 0, 3).values)
-    paired, unpaired = difference(a, b, real), distance(a, real) - distance(b, real)
-    assert paired.high - paired.low < 0.3 * (unpaired.high - unpaired.low)
-    same = difference(a, a, real)
-    assert (same.value, same.low, same.high) == (0, 0, 0)
-
-
-@pytest.mark.parametrize("difference", [kid_difference, fid_difference])
-def test_pairs_must_be_pairs(difference):
-    with pytest.raises(ValueError, match="30 samples against 29; want pairs"):
-        difference(features(30), features(29), features(40))
-    with pytest.raises(ValueError, match="want .* or more of each"):
-        difference(features(2), features(2), features(40))
-
 
 # ---- samples -------------------------------------------------------------------------------------------------------------
 
@@ -85,7 +35,7 @@ def small_latent():
 def subject():
     from pdae_lite import load
 
-    return table_1.Subject("digits", load("digits", "features"), pdae=small_pdae(), latent=small_latent())
+    return Subject("digits", load("digits", "features"), pdae=small_pdae(), latent=small_latent())
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +84,7 @@ def test_costs(subject):
 
 
 def test_shipped_models_have_every_row():
-    s = table_1.Subject.open("peeps")
+    s = Subject.open("peeps")
     wanted, equal = better.cells(s)
     names = {c.name for c in wanted}
     assert names >= {f"{m}, T = {T}" for m in ("DDIM", "Diff-AE", "PDAE") for T in (10, 20, 50, 100)}
@@ -147,15 +97,15 @@ def test_shipped_models_have_every_row():
 
 def test_goes_on_where_it_was_stopped(subject, tmp_path):
     wanted = [Cell("DDIM", 2), Cell("PDAE", 2, 0.3)]
-    at_once = table_1.Partial(None, "")
+    at_once = Partial(None, {})
     better.collect(subject, wanted, 6, at_once, batch_size=2)
     for count in (4, 6):
         seen = []
-        again = table_1.Partial(tmp_path / "t.json", "same")
+        again = Partial(tmp_path / "t.json", {"same": (1, 2)})
         better.collect(subject, wanted, count, again, batch_size=2, report=seen.append)
         assert seen == ([2, 4] if count == 4 else [6])
     assert all(torch.equal(v, again.tensors[k]) for k, v in at_once.tensors.items()) and len(again.tensors) == 2
-    assert table_1.Partial(tmp_path / "t.json", "other").count() == 0
+    assert Partial(tmp_path / "t.json", {"same": (1, 3)}).count() == 0
     more = [*wanted, Cell("PDAE", 2, 0.0)]  # what is there serves a larger table
     better.collect(subject, more, 6, again, batch_size=4, report=seen.append)
     assert seen[-2:] == [4, 6] and len(again.tensors) == 3 and again.count() == 6
@@ -192,7 +142,7 @@ def test_table_1_of_a_file(files, subject, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(table_1, "table_1", None)  # a record that is complete isn't measured again
     assert run(*arguments) == 0 and capsys.readouterr().out == out
     assert run(*arguments, "--seed", 1) == 2
-    assert "holds another measurement; remove it, or give another --json" in capsys.readouterr().err
+    assert "holds figures of other settings or models (seed); remove it" in capsys.readouterr().err
 
 
 def test_table_2_of_files(files, tmp_path, capsys, monkeypatch):
@@ -214,7 +164,7 @@ def test_table_2_of_files(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(better, "collect", None)
     assert run(*arguments, "--samples", 20, "--dtype", "bf16") == 0  # complete
     assert run(*arguments, "--samples", 20) == 2
-    assert "another measurement" in capsys.readouterr().err
+    assert "holds figures of other settings or models (dtype)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("argv", "says"), [

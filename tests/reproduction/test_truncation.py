@@ -5,32 +5,13 @@ import pytest
 import torch
 import truncation
 
-from pdae_lite import data, metrics
-from pdae_lite.metrics.features import Features
+from pdae_lite import data
 
 STORED = json.loads((data.ASSETS / "truncation.json").read_text(encoding="utf-8"))
 ROWS = {(row["method"], row["scale"]): row for row in STORED["rows"]}
 
 
 # ---- the parts ------------------------------------------------------------------------------------------------------
-
-
-def features(n, shift=0.0, seed=0):
-    values = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed)) + shift
-    return Features(values, "made up", torch.arange(n) % 10, stratified=True)
-
-
-def test_difference_of_kernel_distances():
-    real, near, far = features(100), features(200, 0.1, seed=1), features(200, 0.6, seed=2)
-    found = truncation.kid_difference(far, near, real)
-    assert found.value == pytest.approx(metrics.kid(far, real).value - metrics.kid(near, real).value)
-    assert found.excludes(0) and found.low < found.value < found.high
-    same = truncation.kid_difference(near, near, real)
-    assert same.value == same.low == same.high == 0
-    paired = Features(near.values + 0.01, "made up", near.labels, stratified=True)  # what both share doesn't widen the interval
-    independent = metrics.kid(paired, real) - metrics.kid(near, real)
-    narrow = truncation.kid_difference(paired, near, real)
-    assert narrow.high - narrow.low < 0.3 * (independent.high - independent.low)
 
 
 def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
