@@ -47,6 +47,7 @@ def main() -> int:
         else:
             seconds = time.perf_counter() - start
             note_time(path.stem, seconds)
+            timings_page.write_header(path)
             print(f"{'changed' if changed else 'unchanged'}, {seconds:.0f} s")
     timings_page.write()
     return 1 if failed else 0

@@ -3,7 +3,10 @@
     python scripts/pages/timings_page.py            # a test tells when it has to be run again
 """
 import json
+import re
 from pathlib import Path
+
+import nbformat
 
 from pdae_lite.checkpoint import write_text
 
@@ -13,8 +16,10 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HEAD = """# Timings
 
 How long `scripts/pages/run_notebooks.py` took to run each chapter from the first cell to the last, with the start of the kernel. It stores
-the times, with the machine, whenever it runs a chapter, and this page is made from them by `scripts/pages/timings_page.py`.
+the times, with the machine, whenever it runs a chapter; this page, and the minutes at the head of each chapter, are made from them by
+`scripts/pages/timings_page.py`. Only what the table names was measured: where it says "no GPU", nothing was timed on one.
 """
+TIME = re.compile(r"\*\*Time:\*\*[^.]*(\.\./timings`\))?\.( \(Not\s+measured\s+on\s+a\s+GPU\.\))?")
 
 
 def chapters() -> list[str]:
@@ -41,6 +46,24 @@ def page() -> str:
     total = [f"All {len(measured)} together: {round(sum(measured) / 60)} minutes."] if measured else []
     machines = [f"- **Machine {letter}:** {machine}." for letter, machine in zip(LETTERS, machines)]
     return "\n".join([HEAD, "| chapter | time | machine, date |", "|---|---|---|", *rows, "", *total, "", *machines]).rstrip("\n") + "\n"
+
+
+def minutes(name: str) -> str:
+    """How long a chapter takes, in words for its head."""
+    seconds = json.loads((ROOT / "notebooks" / "timings.json").read_text(encoding="utf-8"))[name]["seconds"]
+    n = round(seconds / 60)
+    took = "under a minute" if seconds < 55 else "about a minute" if n <= 1 else f"about {n} minutes"
+    return f"**Time:** {took} on a CPU ({{doc}}`../timings`)."
+
+
+def write_header(path: Path) -> None:
+    """Put the measured minutes into the head of a chapter."""
+    notebook = nbformat.read(path, as_version=4)
+    head = next(c for c in notebook.cells if c.cell_type == "markdown")
+    renewed = TIME.sub(minutes(path.stem).replace("\\", r"\\"), head.source, count=1)
+    if renewed != head.source:
+        head.source = renewed
+        write_text(path, nbformat.writes(notebook).rstrip("\n") + "\n")
 
 
 def write() -> None:

@@ -17,10 +17,10 @@ FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 UNSEEN = {"remove-cell", "remove-output", "hide-output", "hide-cell"}
 SHOWING = {"print", "display", "plt", "viz", "matplotlib", "mpl", "claim", "say", "table", "caption", "show_images", "curves", "slider",
            "explorer", "Markdown", "HTML"}
-DEFINITION = """A line of code is one that is neither empty nor only a comment. It is visible unless its cell has a tag that folds or removes its code.
-It plots, prints or asserts if it belongs to an assert, to a call of print, display, plt.*, viz.* or of what was made by one of these
-(axes, figures), to a loop, with block or if that does nothing else, or to a function that makes such a call. A printed decimal is
-a number with a point in an output that shows without a click, pictures and code left out; words are those of the text cells."""
+DEFINITION = """A line of code is neither empty nor only a comment. It is visible unless a tag of its cell folds or removes code.
+It plots, prints or asserts if it belongs to an assert, to a call of print, display, plt.*, viz.* or of what was made by one of these (axes,
+figures), to a loop, with block or if that does nothing else, or to a function that makes such a call. A printed decimal is a
+number with a point in an output that shows without a click, pictures and code left out; words are those of texts and sentences."""
 
 
 def names_in(node) -> set[str]:

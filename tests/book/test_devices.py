@@ -3,21 +3,23 @@ import ast
 
 import pytest
 from chapters import REWRITTEN
-from pages.visible_code import plain
+from visible_code import plain
 
 DRAWS = {"randn", "rand", "randint", "randperm", "normal", "multinomial", "bernoulli"}
 
 
 def nameless(source: str) -> list[str]:
-    """Calls that load, read or draw without naming a device."""
+    """Calls that load, read or draw without naming a device, and draws without a generator."""
     tree, found = ast.parse(plain(source)), []
-    moved = {id(n.func.value) for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr == "to"}
-    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)):
-        root = call.func.value.id if isinstance(call.func.value, ast.Name) else ""
-        concerned = call.func.attr == "floats" or (root, call.func.attr) == ("pdae_lite", "load") or root == "torch" and call.func.attr in DRAWS
-        if concerned and "device" not in {k.arg for k in call.keywords} and id(call) not in moved:
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    moved = {id(n.func.value) for n in calls if n.func.attr == "to"}
+    for call in calls:
+        owner, name = ast.unparse(call.func.value), call.func.attr
+        draws = owner == "torch" and name in DRAWS
+        given = {k.arg for k in call.keywords}
+        if (draws or name == "floats" or (owner, name) == ("pdae_lite", "load")) and "device" not in given and id(call) not in moved:
             found.append(ast.unparse(call))
-        if root == "torch" and call.func.attr in DRAWS - {"multinomial", "bernoulli"} and "generator" not in {k.arg for k in call.keywords}:
+        if draws and "generator" not in given:
             found.append(f"{ast.unparse(call)} (no generator)")
     return found
 

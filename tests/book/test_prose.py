@@ -4,6 +4,7 @@ import re
 from functools import cache
 
 import pytest
+import timings_page
 from chapters import REWRITTEN, ROOT
 
 chapters = pytest.mark.parametrize("name", REWRITTEN)
@@ -61,8 +62,9 @@ def test_chapters_are_named_by_links(name):
 
 
 @chapters
-def test_headers_say_nothing_of_gpus(name):
-    assert not any("Not measured on a GPU" in c.source for c in REWRITTEN[name].cells)
+def test_the_head_gives_the_measured_minutes(name):
+    head = next(c.source for c in REWRITTEN[name].cells if c.cell_type == "markdown")
+    assert head.count("**Time:**") == 1 and timings_page.minutes(name) in head, "run scripts/run_notebooks.py"
 
 
 def test_typed_figures_are_found():

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import visible_code
 from chapters import REWRITTEN
-from pages import visible_code
 
 EQUATIONS = json.loads((Path(__file__).parent / "equations.json").read_text(encoding="utf-8"))
 chapters = pytest.mark.parametrize("name", REWRITTEN)
