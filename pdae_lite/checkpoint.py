@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from .meeting import default_device
 from .storage import CheckpointError, atomic_path, read, tensors_digest, to_float32, to_int8, write, write_text
 
-__all__ = ["CheckpointError", "Saved", "Source", "atomic_path", "build", "check_references", "describe", "keep_by", "keep_shipped",
-           "load", "load_model", "read", "references", "save_model", "shipped", "shipped_file", "tensors_digest", "write", "write_text"]
+__all__ = ["CheckpointError", "Saved", "Source", "atomic_path", "build", "check_references", "describe",
+           "keep_by", "keep_shipped", "load", "load_model", "read", "save_model", "shipped", "tensors_digest", "write",
+           "write_text"]
 
 # ---- models by name ---------------------------------------------------------------------------------------------
 
 # Where each type is defined. Imported when one is built: everything stands above this file.
-TYPES = {"UNet": "networks.unet", "AsEpsilon": "networks.dpm", "SemanticEncoder": "networks.encoder", "UNetEncoder": "networks.encoder",
-         "LabelEncoder": "networks.encoder", "NoisyClassifier": "networks.classifier", "PDAE": "pdae", "DiffAE": "diffae",
-         "DiffusersDPM": "interop.diffusers_unet", "FeatureNet": "metrics.features", "LatentDPM": "applications.latent",
-         "LinearProbe": "applications.attributes"}
+TYPES = {"UNet": "networks.unet", "AsEpsilon": "networks.dpm", "NoisyClassifier": "networks.classifier",
+         "SemanticEncoder": "networks.encoder", "UNetEncoder": "networks.encoder", "LabelEncoder": "networks.encoder",
+         "PDAE": "pdae", "DiffAE": "diffae", "DiffusersDPM": "interop.diffusers_unet", "FeatureNet": "metrics.features",
+         "LatentDPM": "applications.latent", "LinearProbe": "applications.attributes"}
 # What brings the weights that a file left out: name -> state dict.
 PLACES = {"shipped": ("checkpoint", "shipped_dpm_weights"), "diffusers": ("interop.diffusers_files", "weights")}
 
@@ -51,8 +52,8 @@ def build(description: dict) -> nn.Module:
 class Saved(nn.Module):
     """A model with a file of its own: weights and configuration, enough to build it anew.
 
-    By default the configuration is the frozen dataclass `config`, of type `Config`, all that the constructor takes. Other
-    models have a `to_config` of their own, and a `from_config`, unless the constructor takes just that.
+    By default the configuration is the frozen dataclass `config`, of type `Config`, all that the constructor takes.
+    Other models have a `to_config` of their own, and a `from_config`, unless the constructor takes just that.
     """
 
     Config: type | None = None
@@ -83,8 +84,8 @@ class Saved(nn.Module):
 class Source:
     """Where the weights of a part of a model were read from: its attribute `source`.
 
-    `place`: one of `PLACES`; `name`: of the shipped model, or the folder or hub id; `sha256`: of the weights; `by_reference`:
-    a file leaves them out, and they are brought from there when it is read.
+    `place`: one of `PLACES`; `name`: of the shipped model, or the folder or hub id; `sha256`: of the weights;
+    `by_reference`: a file leaves them out, and they are brought from there when it is read.
     """
 
     place: str
@@ -100,8 +101,9 @@ class Source:
         """
         found = tensors_digest(weights)
         if found != self.sha256:
-            raise CheckpointError(f"{part} is kept by reference to {self.place} {self.name!r}, and the weights differ now (SHA-256 "
-                                  f"{found[:12]}…, want {self.sha256[:12]}…); put the old ones back, or keep it by value")
+            raise CheckpointError(
+                f"{part} is kept by reference to {self.place} {self.name!r}, and the weights differ now (SHA-256 "
+                f"{found[:12]}…, want {self.sha256[:12]}…); put the old ones back, or keep it by value")
         return weights
 
     def bring(self, part: str) -> dict[str, Tensor]:
@@ -109,12 +111,13 @@ class Source:
         try:
             weights = _find(*PLACES[self.place])(self.name)
         except (ValueError, KeyError) as e:
-            raise CheckpointError(f"{part} is kept by reference to {self.place} {self.name!r}, which can't be read: {e}") from None
+            raise CheckpointError(f"{part} is kept by reference to {self.place} {self.name!r}, which can't be read: "
+                                  f"{e}") from None
         return self.check(part, weights)
 
 
 def keep_by(model: nn.Module, how: str) -> None:
-    """From now on, files hold the weights of a model's parts by "value", or by "reference" to where they were read from.
+    """From now on, files hold the weights of a model's parts by "value", or by "reference" to where they came from.
 
     Raises:
         ValueError: another word, or "reference" for a model that was read from nowhere.
@@ -123,13 +126,14 @@ def keep_by(model: nn.Module, how: str) -> None:
     if how not in ("value", "reference"):
         raise ValueError(f"keep {how!r}; want 'value' or 'reference'")
     if how == "reference" and not sources:
-        raise ValueError("keep 'reference' is for a DPM that from_diffusers read from a folder or the hub; this one was in memory")
+        raise ValueError("keep 'reference' is for a DPM that from_diffusers read from a folder or the hub; this one was "
+                         "in memory")
     for source in sources:
         source.by_reference = how == "reference"
 
 
 def keep_shipped(dpm: nn.Module, name: str) -> None:
-    """From now on, a file of a model on this DPM says that it is the shipped model `name`'s, and leaves its weights out.
+    """From now on, files of models on this DPM say that it is the shipped model `name`'s, and leave its weights out.
 
     Raises:
         ValueError: it isn't.
@@ -145,7 +149,8 @@ def references(model: nn.Module) -> dict[str, Source]:
 
 
 def _sources(model: nn.Module) -> list[tuple[str, Source]]:
-    return [(name, part.source) for name, part in model.named_modules() if isinstance(getattr(part, "source", None), Source)]
+    parts = ((name, getattr(part, "source", None)) for name, part in model.named_modules())
+    return [(name, source) for name, source in parts if isinstance(source, Source)]
 
 
 def check_references(model: nn.Module) -> None:
@@ -199,9 +204,11 @@ def shipped_dpm_weights(name: str) -> dict[str, Tensor]:
 # ---- files --------------------------------------------------------------------------------------------------------
 
 
-def save_model(path: str | os.PathLike, model: nn.Module, metadata: dict | None = None, dtype: torch.dtype | None = None) -> None:
-    """One self-describing file. `dtype` torch.float16 halves it; torch.int8 halves it again, with a scale for each row of each
-    weight matrix, where a relative error of 1/254 of the row's largest weight does no harm. `metadata` is any JSON-able provenance."""
+def save_model(path: str | os.PathLike, model: nn.Module, metadata: dict | None = None,
+               dtype: torch.dtype | None = None) -> None:
+    """One self-describing file. `metadata` is any JSON-able provenance. `dtype` torch.float16 halves the file;
+    torch.int8 halves it again, with a scale for each row of each weight matrix, where an error of 1/254 of the row's
+    largest weight does no harm."""
     check_references(model)
     elsewhere = references(model)
     tensors = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(map(_prefix, elsewhere)))}
@@ -211,34 +218,40 @@ def save_model(path: str | os.PathLike, model: nn.Module, metadata: dict | None 
         tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
     header = {"model": describe(model), "metadata": metadata or {}}
     if elsewhere:
-        header["elsewhere"] = {name: {"place": s.place, "name": s.name, "sha256": s.sha256} for name, s in elsewhere.items()}
+        header["elsewhere"] = {part: {"place": source.place, "name": source.name, "sha256": source.sha256}
+                               for part, source in elsewhere.items()}
     write(path, tensors, header)
 
 
 def load_model(path: str | os.PathLike, expect: type | None = None) -> nn.Module:
-    """The model of a file written by `save_model`, float32, in eval mode, on the CPU; `model.metadata` is its provenance.
+    """The model of a file by `save_model`, float32, in eval mode, on the CPU; `model.metadata` is its provenance.
 
     Raises:
         CheckpointError: unreadable file, or a model that is not an `expect`.
     """
     tensors, header = read(path)
     if "model" not in header:
-        raise CheckpointError(f"{path}: holds a training state, not a model; the model is the *.safetensors beside the checkpoints folder")
+        raise CheckpointError(f"{path}: holds a training state, not a model; the model is the *.safetensors beside the "
+                              "checkpoints folder")
     try:
         model = build(header["model"])
-        for name, source in header.get("elsewhere", {}).items():
-            model.get_submodule(name).source = Source(**source, by_reference=True)
-        brought = {_prefix(name) + k: v for name, source in references(model).items() for k, v in source.bring(name or "the model").items()}
+        for part, source in header.get("elsewhere", {}).items():
+            model.get_submodule(part).source = Source(**source, by_reference=True)
+        brought = {}
+        for part, source in references(model).items():
+            brought |= {_prefix(part) + name: v for name, v in source.bring(part or "the model").items()}
     except CheckpointError as e:
         raise CheckpointError(f"{path}: {e}") from None
     except (TypeError, KeyError, ValueError) as e:
-        raise CheckpointError(f"{path}: made by another version of pdae_lite ({e}); use that version, or make the file anew") from None
+        raise CheckpointError(f"{path}: made by another version of pdae_lite ({e}); use that version, or make the file "
+                              "anew") from None
     if expect is not None and not isinstance(model, expect):
         raise CheckpointError(f"{path}: holds a {type(model).__name__}; want a {expect.__name__}")
     try:
         model.load_state_dict(brought | to_float32(tensors))
     except RuntimeError as e:
-        raise CheckpointError(f"{path}: weights don't fit their own configuration ({str(e).splitlines()[-1].strip()})") from None
+        reason = str(e).splitlines()[-1].strip()
+        raise CheckpointError(f"{path}: weights don't fit their own configuration ({reason})") from None
     model.metadata = header.get("metadata", {})
     return model.eval()
 

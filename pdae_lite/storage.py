@@ -72,7 +72,8 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
             meta = f.metadata() or {}
             tensors = {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError, ValueError, RuntimeError) as e:
-        raise CheckpointError(f"{path}: not a complete safetensors file ({str(e).splitlines()[0]}); copy or train it again") from None
+        reason = str(e).splitlines()[0]
+        raise CheckpointError(f"{path}: not a complete safetensors file ({reason}); copy or train it again") from None
     if FORMAT not in meta:
         raise CheckpointError(f"{path}: not a {FORMAT} file, but one with {', '.join(sorted(meta)) or 'no'} metadata; "
                               "files of other projects are read by pdae_lite.interop")
