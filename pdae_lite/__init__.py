@@ -7,28 +7,33 @@
     rebuilt = pdae.decode(z, x_T=pdae.invert(images, z))
 """
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-import torch
-
-from .checkpoint import load, shipped
-from .networks.dpm import as_epsilon
-from .networks.encoder import EncoderConfig, SemanticEncoder
-from .networks.unet import GradientEstimator, UNet, UNetConfig
-from .pdae import PDAE
-from .schedule import NoiseSchedule
+if TYPE_CHECKING:  # for editors; at run time, what is asked for is loaded then: `import pdae_lite` costs nothing
+    from .checkpoint import best_device, load, shipped
+    from .networks.dpm import as_epsilon
+    from .networks.encoder import EncoderConfig, SemanticEncoder
+    from .networks.unet import GradientEstimator, UNet, UNetConfig
+    from .pdae import PDAE
+    from .schedule import NoiseSchedule
 
 __version__ = "0.2.0"
 
-# Loaded where they are used, so that importing the library costs little more than importing torch.
 _MODULES = {name: name for name in (
-    "applications", "autoencoder", "belm", "checkpoint", "commands", "counter_rng", "data", "diffae", "evaluation", "guidance", "interop",
-    "losses", "metrics", "networks", "presets", "reproduction", "sampling", "speed", "training", "viz")}
+    "applications", "autoencoder", "belm", "checkpoint", "commands", "counter_rng", "data", "diffae", "evaluation",
+    "guidance", "interop", "losses", "metrics", "networks", "pdae", "presets", "reproduction", "sampling", "schedule",
+    "speed", "training", "viz", "warning")}
 _MODULES |= {name: f"applications.{name}" for name in ("attributes", "few_shot", "latent")}
-_NAMES = {"train": "training", "TrainConfig": "training", "LatentDPM": "applications.latent", "LatentConfig": "applications.latent",
-          "NoisyClassifier": "networks.classifier", "ClassifierConfig": "networks.classifier", "use_accelerator": "meeting"}
+_NAMES = {"best_device": "checkpoint", "load": "checkpoint", "shipped": "checkpoint", "PDAE": "pdae",
+          "NoiseSchedule": "schedule", "as_epsilon": "networks.dpm", "UNet": "networks.unet",
+          "UNetConfig": "networks.unet", "GradientEstimator": "networks.unet", "SemanticEncoder": "networks.encoder",
+          "EncoderConfig": "networks.encoder", "NoisyClassifier": "networks.classifier",
+          "ClassifierConfig": "networks.classifier", "LatentDPM": "applications.latent",
+          "LatentConfig": "applications.latent", "train": "training", "TrainConfig": "training",
+          "use_accelerator": "meeting"}
 
-__all__ = ["PDAE", "UNet", "UNetConfig", "GradientEstimator", "SemanticEncoder", "EncoderConfig", "NoiseSchedule",
-           "as_epsilon", "best_device", "load", "shipped", *sorted(_MODULES), *_NAMES]
+__all__ = ["as_epsilon", "best_device", "load", "shipped", "PDAE", "UNet", "UNetConfig", "GradientEstimator",
+           "SemanticEncoder", "EncoderConfig", "NoiseSchedule", *sorted(_MODULES), *_NAMES]
 
 
 def __getattr__(name: str):
@@ -37,10 +42,3 @@ def __getattr__(name: str):
     if name in _NAMES:
         return getattr(import_module(f".{_NAMES[name]}", __name__), name)
     raise AttributeError(f"module 'pdae_lite' has no attribute {name!r}")
-
-
-def best_device() -> torch.device:
-    """The accelerator, if there is one, else the CPU; for `load(..., device=device)` and its like. MPS is left out: it has no float64,
-    which the book's references need."""
-    device = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if device is None or device.type == "mps" else device

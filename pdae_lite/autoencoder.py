@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from . import sampling
-from .checkpoint import Saved
+from .checkpoint import CheckpointError, Saved, load_model, model_file
 from .networks.blocks import check_images
 from .schedule import NoiseSchedule
 
@@ -109,6 +109,19 @@ class Autoencoder(Saved, ABC):
 
     def _check_images(self, x: Tensor, name: str) -> None:
         check_images(x, self.network.config.in_channels, 1, name, self.data_range)
+
+
+def load_autoencoder(name: str) -> Autoencoder:
+    """The PDAE or Diff-AE of a file, or a shipped one by its name, such as digits.
+
+    Raises:
+        CheckpointError: a file that can't be read, or one of another model.
+    """
+    path = model_file(name)
+    model = load_model(path)
+    if not isinstance(model, Autoencoder):
+        raise CheckpointError(f"{path}: holds a {type(model).__name__}; want a PDAE or a DiffAE")
+    return model
 
 
 def check_sampler(name: str) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from .meeting import default_device
 from .storage import CheckpointError, atomic_path, read, tensors_digest, to_float32, to_int8, write, write_text
 
-__all__ = ["CheckpointError", "Saved", "Source", "atomic_path", "build", "check_references", "describe",
-           "keep_by", "keep_shipped", "load", "load_model", "read", "save_model", "shipped", "tensors_digest", "write",
-           "write_text"]
+__all__ = ["CheckpointError", "Saved", "Source", "atomic_path", "best_device", "build", "check_references", "describe",
+           "keep_by", "keep_shipped", "load", "load_model", "model_file", "read", "save_model", "shipped", "shipped_file",
+           "tensors_digest", "write", "write_text"]
 
 # ---- models by name ---------------------------------------------------------------------------------------------
 
@@ -178,6 +178,19 @@ def shipped_file(name: str, kind: str = "pdae") -> Path:
         have = ", ".join(f"{n!r} kind {k!r}" for n, k in shipped()) or "no models"
         raise ValueError(f"no model {name!r} of kind {kind!r} ships with pdae_lite; it has {have}")
     return path
+
+
+def model_file(name: str) -> Path:
+    """The file of a shipped model by one word, such as digits or digits_latent; or a file of that name."""
+    shipped = (Path(__file__).parent / "assets" / f"{name}{kind}.safetensors" for kind in ("_pdae", "") if Path(name).name == name)
+    return next((path for path in shipped if path.is_file()), Path(name))
+
+
+def best_device() -> torch.device:
+    """The accelerator, if there is one, else the CPU; for `load(..., device=device)` and its like. MPS is left out: it
+    has no float64, which the book's references need."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if device is None or device.type == "mps" else device
 
 
 def load(name: str, kind: str = "pdae", device=None) -> nn.Module:

@@ -37,9 +37,9 @@ def atomic_path(path: str | os.PathLike):
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """A text file, written atomically."""
+    """A text file, written atomically. What UTF-8 lacks (in file names of other encodings) is escaped, as in JSON."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _umask() -> int:
@@ -85,6 +85,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     if digest != tensors_digest(tensors, header):
         raise CheckpointError(f"{path}: checksum mismatch, the file is damaged; copy or train it again")
     return tensors, json.loads(header)
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def tensors_digest(tensors: dict[str, Tensor], header: str = "") -> str:

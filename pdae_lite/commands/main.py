@@ -1,14 +1,30 @@
-"""The `pdae` command: pre-train a DPM, train a PDAE on it, make pictures with it, look it over."""
+"""The `pdae` command: a table of commands. The module of one is imported when it is run, or its help asked for."""
 import argparse
+import os
+import shlex
+import signal
 import sys
+import threading
+import warnings
+from contextlib import contextmanager
+from importlib import import_module
 
-from .doctor import add_doctor
-from .evaluate import add_evaluate
-from .models import model_file
-from .pictures import add_images
-from .settings import UsageError, listing, show
-from .train import METHODS, add_commands
+from ..warning import PDAEWarning
 
+COMMANDS = {  # name -> (its module, where add_NAME adds its options to a parser; what it does)
+    "pretrain": ("train", "train a diffusion model (the DPM)"),
+    "train": ("train", "train a PDAE on a frozen DPM, a Diff-AE, or a classifier of noisy images"),
+    "latent": ("train", "train a latent DPM, which draws new codes"),
+    "reconstruct": ("pictures", "encode images and rebuild them"),
+    "interpolate": ("pictures", "images between two images"),
+    "edit": ("pictures", "give images more or less of an attribute"),
+    "sample": ("pictures", "draw new images"),
+    "probe": ("pictures", "fit linear probes of attributes, for edit"),
+    "doctor": ("doctor", "what is right or wrong with a trained model"),
+    "evaluate": ("evaluate", "measure reconstructions; the paper's tables, in small or from its authors' files"),
+    "presets": ("about", "list the presets, or the settings of one"),
+    "info": ("about", "what a model file holds"),
+}
 EXAMPLES = """examples:
   pdae pretrain --data digits --out runs/dpm
   pdae train --dpm runs/dpm/model.safetensors --data digits --out runs/pdae
@@ -28,91 +44,96 @@ A run that was stopped goes on when the same command is given again. Several GPU
   torchrun --nproc_per_node 4 -m pdae_lite pretrain --data lmdb:ffhq256.lmdb --preset ffhq128 --out runs/ffhq"""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a command as Ctrl-C does."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, and whose help says every default."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` says more\n")
+
+
+class Formatter(argparse.HelpFormatter):
+    """Help with the defaults that there are."""
+
+    def _get_help_string(self, action):
+        plain = action.default in (None, argparse.SUPPRESS, []) or action.default is False or "(default" in action.help
+        return action.help if plain else f"{action.help} (default: %(default)s)"
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the command. Returns the exit code: 0, or 2 after one line on standard error."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if not hasattr(args, "run"):
-        parser.print_help()
-        return 0
-    from ..training.loop import TrainingError
+    """Run a command: 0; or 2 after one line on standard error; 130 after Ctrl-C, 143 after SIGTERM."""
+    words = sys.argv[1:] if argv is None else [*argv]
+    name = words[0] if words and words[0] in COMMANDS else ""
+    who = f"pdae {name}".rstrip()
+    with _surroundings(who):
+        try:
+            _run(name, words)
+            sys.stdout.flush()  # now, while what goes wrong can be said
+            return 0
+        except KeyboardInterrupt as e:
+            print(f"\n{who}: stopped{f'; {e}' if str(e) else ''}", file=sys.stderr)
+            return 143 if isinstance(e, Terminated) else 130
+        except Exception as e:
+            if not _familiar(e):
+                raise
+            print(f"{who}: {' '.join(str(e).split()) or type(e).__name__}", file=sys.stderr)
+            return 2
 
-    try:
-        args.run(args)
-    except (ValueError, OSError, ImportError, TrainingError) as e:  # of imports, only an extra's can be missing: its message names it
-        print(f"pdae {args.command}: {' '.join(str(e).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\npdae {args.command}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pdae", description="Turn a pre-trained diffusion model into an autoencoder.", epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def _run(name: str, words: list[str]) -> None:
+    parser = Parser(prog="pdae", description="Turn a pre-trained diffusion model into an autoencoder.", epilog=EXAMPLES,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    add_commands(commands)
-    add_images(commands)
-    add_doctor(commands)
-    add_evaluate(commands)
-
-    presets = commands.add_parser("presets", help="list the presets, or the settings of one",
-                                  description="List the presets of `pdae pretrain` and `pdae train`; with a name, all settings of that "
-                                              "preset as --set takes them, under the command that they belong to.")
-    presets.add_argument("name", nargs="?", metavar="NAME", help="a preset")
-    presets.set_defaults(run=_presets)
-
-    info = commands.add_parser("info", help="what a model file holds", description="Print what a model file holds.")
-    info.add_argument("file", metavar="FILE", help="a model file, or the name of a shipped model (digits)")
-    info.set_defaults(run=_info)
-    return parser
-
-
-# ---- commands -----------------------------------------------------------------------------------------------------------
-
-
-def _info(args) -> None:
-    from ..checkpoint import load_model
-
-    path = model_file(args.file)
-    model = load_model(path)
-    print(f"{path}: {type(model).__name__}, {path.stat().st_size / 1e6:.1f} MB")
-    for name, part in model.named_children():
-        print(f"  {name}: {type(part).__name__}, {sum(p.numel() for p in part.parameters()):,} parameters")
-    config = model.to_config()
-    for key, value in config.items():
-        print(f"  {key}: {value}")
-    for key, value in model.metadata.items():
-        print(f"  {key}: {value}")
-
-
-def _presets(args) -> None:
-    import torch
-
-    from ..presets import PRESETS, STAGES
-
-    if args.name is None:
-        rows = [("NAME", "IMAGES", "Z_DIM", "DPM", "E AND G", "SEEN BY DPM", "BY PDAE", "")]
-        for name, preset in PRESETS.items():
-            with torch.device("meta"):  # counts only: no memory
-                dpm = preset.dpm()
-                trained = preset.pdae(dpm).trainable()
-            counts = [f"{sum(p.numel() for p in part.parameters()) / 1e6:.1f}M" for part in (dpm, trained)]
-            seen = [f"{c.steps * c.batch_size / 1e6:.1f}M" for c in (preset.pretrain, preset.train)]
-            side = preset.unet.image_size
-            rows.append((name, f"{preset.unet.in_channels}×{side}×{side}", str(preset.encoder.z_dim), *counts, *seen, preset.about))
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        for row in rows:
-            print("  ".join(cell.ljust(width) if i in (0, 7) else cell.rjust(width)
-                            for i, (cell, width) in enumerate(zip(row, widths))).rstrip())
+    for each, (module, what) in COMMANDS.items():
+        command = commands.add_parser(each, help=what, formatter_class=Formatter)
+        if each == name:
+            getattr(import_module(f".{module}", __package__), f"add_{name}")(command)
+    args = parser.parse_args(words)
+    if not name:
+        parser.print_help()
         return
-    if args.name not in PRESETS:
-        raise UsageError(f"preset {args.name!r}; want one of {', '.join(PRESETS)}")
-    preset = PRESETS[args.name]
-    print(f"{args.name}: {preset.about}")
-    for stage, names in STAGES.items():
-        print(f"\npdae {f'train --method {stage}' if stage in METHODS else stage}")
-        for name, value in listing(preset, names).items():
-            print(f"  {name}={show(value)}")
+    args.line = shlex.join(["pdae", *words])
+    args.run(args)
+
+
+def _familiar(e: Exception) -> bool:
+    """Whether an exception tells the user something. (Of imports, only an extra's can be missing.)"""
+    if isinstance(e, RuntimeError):
+        return type(e).__name__ == "TrainingError" or "memory" in str(e)
+    return isinstance(e, (ValueError, OSError, ImportError, MemoryError))
+
+
+@contextmanager
+def _surroundings(who: str):
+    """What a command meets: closed streams, poor encodings, SIGTERM, and the library's warnings, a line each."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):  # closed: the next file would take the number, and C's messages
+        while os.open(os.devnull, os.O_RDWR) < 3:
+            pass
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+    def show(message, category, *rest):
+        if issubclass(category, PDAEWarning):
+            print(f"{who}: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            usual(message, category, *rest)
+
+    def terminate(*_):
+        raise Terminated
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminate) if main_thread else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", PDAEWarning)
+            usual, warnings.showwarning = warnings.showwarning, show
+            yield
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,61 +1,130 @@
-"""Pictures in and out of the command line: images read, grids written, each with a record of how it was made."""
+"""What commands write: tables on the screen, pictures, JSON; each place is looked at before the work begins."""
 import json
+import tempfile
 from pathlib import Path
 
+import torch
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from .. import __version__
+from ..checkpoint import model_file
+from ..data import to_uint8
+from ..storage import atomic_path, write_text
 from .settings import UsageError
 
+OURS = ({"command", "versions"}, {"attributes", "model"}, {"findings", "file"})  # what JSON of a command has
+INPUTS = ("file", "images", "model", "dpm", "latent", "probe", "data", "train", "inception")
 
-def png(path: str) -> Path:
-    """The path of a PNG file to write, or a UsageError."""
-    if Path(path).suffix.lower() != ".png":
-        raise UsageError(f"--out {path}; want a file name that ends in .png")
-    return Path(path)
+
+# ---- on the screen ------------------------------------------------------------------------------------------------
+
+
+def table(head, lines, left: tuple[int, ...] = (0,)) -> str:
+    """Aligned columns: those in `left` to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *lines)]
+
+    def aligned(line) -> str:
+        return "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
+
+    return "\n".join(map(aligned, (head, *lines)))
+
+
+def shown(value) -> str:
+    """A number; an estimate as records have it, {"value", "low", "high"}, with its interval; or – for None."""
+    if value is None:
+        return "–"
+    numbers = [value["value"], value["low"], value["high"]] if isinstance(value, dict) else [value]
+    first, *interval = [f"{v:.2e}" if abs(numbers[0]) < 1e-3 else f"{v:.4g}" for v in numbers]
+    return f"{first} [{', '.join(interval)}]" if interval else first
+
+
+# ---- places -------------------------------------------------------------------------------------------------------
+
+
+def place(args, path: str | Path, ending: str = "", option: str = "--out") -> Path:
+    """A file that a command will write.
+
+    Raises:
+        UsageError: another ending, an input of the command, JSON that no command wrote, or no place to write.
+    """
+    path = Path(path)
+    if ending and path.suffix.lower() != ending:
+        raise UsageError(f"{option} {path}; want a file name that ends in {ending}")
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder; want a file")
+    if any(path.exists() and path.samefile(given) for given in _inputs(args)):
+        raise UsageError(f"{option} {path} would overwrite what the command reads; choose another name")
+    if path.is_file() and (option == "--json" or path.suffix == ".json") and not _ours(path):
+        raise UsageError(f"{option}: {path} exists, and no command wrote it; choose another name")
+    try:
+        folder = next(p for p in path.absolute().parents if p.exists())
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.", suffix=".tmp"):  # as `atomic_path` will
+            return path
+    except OSError as e:
+        raise UsageError(f"{option} {path} can't be written ({e.strerror})") from None
+
+
+def place_with_record(args, path: str, ending: str) -> Path:
+    """The same for a file with a .json beside it."""
+    path = place(args, path, ending)
+    place(args, path.with_suffix(".json"))
+    return path
+
+
+def _inputs(args):
+    """Files and folders that the arguments name, as they are and after a KIND: in front of them."""
+    for name in INPUTS:
+        given = getattr(args, name, None) or ()
+        for text in [given] if isinstance(given, str) else given:
+            after = text.partition(":")[2]
+            yield from (p for p in map(Path, (text, model_file(text), after, *after.split(","))) if p.is_file())
+
+
+def _ours(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and any(keys <= content.keys() for keys in OURS)
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """A JSON file."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_record(args, out: Path, models: dict, **numbers) -> None:
     """The JSON file beside a picture. The same command on the same machine writes the same bytes."""
-    import torch
-
-    from .. import __version__
-    from ..checkpoint import write_text
-
-    given = {k: v for k, v in vars(args).items() if k not in ("run", "command")}
-    record = {"command": args.command, "arguments": given, "models": models, "numbers": numbers,
-              "versions": {"pdae_lite": __version__, "torch": torch.__version__}}
-    write_text(out.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_image(path: str, channels: int, size: int):
-    """An image file as float [C, size, size] in [−1, 1]: centre-cropped to a square, resized with antialiasing."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    from ..data.files import flatten
-
-    if not Path(path).is_file():
-        raise UsageError(f"{path}: no such file")
-    try:
-        with Image.open(path) as opened:
-            image = flatten(opened, channels)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
-        raise UsageError(f"{path}: not a readable image; want PNG, JPEG or another format that Pillow reads") from None
-    image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    array = torch.from_numpy(np.array(image)).reshape(size, size, channels)
-    return array.permute(2, 0, 1).float() / 127.5 - 1
+    given = {k: v for k, v in vars(args).items() if k not in ("run", "command", "line")}
+    versions = {"pdae_lite": __version__, "torch": torch.__version__}
+    write_json(out.with_suffix(".json"), {"command": args.command, "arguments": given, "models": models,
+                                          "numbers": numbers, "versions": versions})
 
 
 def write_grid(columns, path: Path) -> None:
-    """Columns of images [rows, C, H, W] in [−1, 1], the last ones perhaps shorter, as one PNG; free places are white."""
-    import torch
-    from torchvision.transforms.functional import to_pil_image
-    from torchvision.utils import make_grid
-
-    from ..data.builtin import to_uint8
-
-    columns = [to_uint8(c).cpu() for c in columns if len(c)]
+    """Columns of images [rows, C, H, W] in [−1, 1], some perhaps shorter, as one PNG; free places are white."""
+    columns = [pixels(c) for c in columns if len(c)]
     rows = max(map(len, columns))
     full = [torch.cat([c, c.new_full((rows - len(c), *c.shape[1:]), 255)]) for c in columns]
-    grid = make_grid(torch.stack(full, 1).flatten(0, 1), nrow=len(full), padding=2, pad_value=255)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    to_pil_image(grid).save(path)
+    write_png(make_grid(torch.stack(full, 1).flatten(0, 1), nrow=len(full), padding=2, pad_value=255), path)
+
+
+def write_png(image, path: Path) -> None:
+    """One image, uint8 [C, H, W]."""
+    with atomic_path(path) as temporary:
+        to_pil_image(image).save(temporary, "PNG")
+
+
+def pixels(images):
+    """Images in [−1, 1] as uint8, on the CPU.
+
+    Raises:
+        ValueError: NaN or infinity, which would be written as black or white.
+    """
+    if not bool(images.isfinite().all()):
+        raise ValueError("the model's images hold NaN or infinity, and aren't written; `pdae doctor` looks it over")
+    return to_uint8(images).cpu()

@@ -1,91 +1,102 @@
-"""The commands that make pictures with a trained model, reconstruct, interpolate, edit and sample, and `pdae probe`, which edit needs.
-Each writes one PNG and, beside it, a JSON file with the arguments, a SHA-256 of every model, and the numbers."""
-import argparse
-import json
+"""The commands that make pictures with a trained model: reconstruct, interpolate, edit and sample; and probe, which
+edit needs. Each writes one PNG and, beside it, a JSON file with the arguments, SHA-256s of the models, and numbers."""
 import math
 from pathlib import Path
 
-from .models import DPM, fingerprint, image_shape, kind_of, load_autoencoder, load_dpm, model_file
-from .output import png, read_image, write_grid, write_record
+import torch
+
+from .. import data
+from ..applications.attributes import LinearProbe, edit, encode_all
+from ..applications.latent import LatentDPM, sample_images
+from ..autoencoder import Autoencoder, load_autoencoder
+from ..checkpoint import best_device, load_model, model_file, shipped, shipped_file
+from ..data import sources
+from ..interop.references import DPM, MODEL, fingerprint, image_shape, kind_of, load_dpm
+from ..sampling import ddim, slerp
+from .output import pixels, place, place_with_record, write_grid, write_json, write_png, write_record
 from .settings import UsageError
 
 AT_ONCE = 64  # images that go through a network together
 SCALES = (-0.3, -0.15, 0.0, 0.15, 0.3)
-MODEL = "name of a shipped model (digits), or a model file"
 
 
-def add_images(commands) -> None:
-    """Add the commands to an argparse subparsers object."""
-    command = _command(commands, "reconstruct", _reconstruct, "encode images and rebuild them",
-                       "Encode images and rebuild them from z alone (random x_T) and from z with the inferred x_T. Columns of the PNG: "
-                       "original, z alone, z and x_T.")
-    _takes_images(command, "+")
-    _makes_picture(command)
-
-    command = _command(commands, "interpolate", _interpolate, "images between two images",
-                       "Interpolate between two images: z along a line, the inferred x_T along a great circle. The PNG is a strip from "
-                       "the first to the second, both rebuilt.")
-    _takes_images(command, 2)
-    _makes_picture(command)
-    command.add_argument("-n", type=int, default=9, metavar="N", help="images in the strip, the two ends among them (default: %(default)s)")
-
-    command = _command(commands, "edit", _edit, "give images more or less of an attribute",
-                       "Move the code of each image along the direction of an attribute, keep its inferred x_T, and decode. Columns of the "
-                       "PNG: original, then one for each scale. The JSON file also says how likely the probe finds the attribute in each "
-                       "edited image, encoded again.")
-    _takes_images(command, "+")
-    _makes_picture(command)
-    command.add_argument("--attribute", required=True, metavar="NAME", help="a name that the probe knows; another lists them")
-    command.add_argument("--probe", metavar="FILE", help="a file of `pdae probe`, or the name of a shipped model (default: the one that "
-                                                         "ships with the model)")
-    command.add_argument("--scale", type=float, nargs="+", default=SCALES, metavar="S",
-                         help="steps along the direction, in units of a code's length; the paper uses 0.1 to 0.3 (default: "
-                              f"{' '.join(f'{s:g}' for s in SCALES)})")
-    command.add_argument("--keep", action="append", default=[], metavar="NAME", help="an attribute to leave alone; may be repeated")
-
-    command = _command(commands, "sample", _sample, "draw new images",
-                       "Draw new images: from a PDAE or a Diff-AE with codes of a latent DPM, a PDAE's last 30 % of the steps by its DPM "
-                       "alone, as in the paper; or from a DPM.")
-    command.add_argument("--model", required=True, metavar="MODEL", help=f"{MODEL}, of a PDAE, a Diff-AE or a DPM; or {DPM}")
-    command.add_argument("--latent", metavar="FILE", help="a file of `pdae latent` (default: the one that ships with the model)")
-    command.add_argument("--plain", action="store_true", help="of a PDAE, only the DPM inside it")
-    command.add_argument("-n", type=int, default=16, metavar="N", help="how many (default: %(default)s)")
-    command.add_argument("--off-last", type=float, metavar="P",
-                         help="share of the steps, the last ones, that a PDAE leaves to its DPM alone (default: 0.3)")
-    command.add_argument("--each", metavar="DIR", help="also write every image by itself into this folder")
-    _makes_picture(command)
-
-    command = _command(commands, "probe", _probe, "fit linear probes of attributes, for edit",
-                       "Encode labelled images and fit linear classifiers of their codes; every fifth image is left out to test them on.")
-    command.add_argument("--model", required=True, metavar="MODEL", help=MODEL)
-    command.add_argument("--data", required=True, metavar="DATA", help="labelled images: digits, peeps, classes:FOLDER or torchvision:NAME")
-    command.add_argument("--l2", type=float, help="penalty on the weights; 10 gives the directions that edit best, the difference of the "
-                                                  "means (default: by cross-validation, which predicts best)")
-    command.add_argument("--out", required=True, metavar="FILE", help="where to write the probes (.safetensors)")
+def add_reconstruct(parser) -> None:
+    """`pdae reconstruct`."""
+    parser.description = """Encode images and rebuild them from z alone (random x_T) and from z with the inferred x_T.
+        Columns of the PNG: original, z alone, z and x_T."""
+    _takes_images(parser, "+")
+    _makes_picture(parser, _reconstruct)
 
 
-def _command(commands, name: str, run, brief: str, about: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=brief, description=about)
-    command.set_defaults(run=run)
-    return command
+def add_interpolate(parser) -> None:
+    """`pdae interpolate`."""
+    parser.description = """Interpolate between two images: z along a line, the inferred x_T along a great circle. The
+        PNG is a strip from the first to the second, both rebuilt."""
+    _takes_images(parser, 2)
+    _makes_picture(parser, _interpolate)
+    parser.add_argument("-n", type=int, default=9, metavar="N", help="images in the strip, the two ends among them")
 
 
-def _takes_images(command: argparse.ArgumentParser, count) -> None:
-    command.add_argument("images", nargs=count, metavar="FILE", help="image files; cropped to a square and resized to the model's size")
-    command.add_argument("--model", required=True, metavar="MODEL", help=MODEL)
-    command.add_argument("--negative", action="store_true",
-                         help="swap black and white first: the digits model wants white strokes on black")
+def add_edit(parser) -> None:
+    """`pdae edit`."""
+    parser.description = """Move the code of each image along the direction of an attribute, keep its inferred x_T, and
+        decode. Columns of the PNG: original, then one for each scale. The JSON file also says how likely the probe
+        finds the attribute in each edited image, encoded again."""
+    _takes_images(parser, "+")
+    _makes_picture(parser, _edit)
+    add = parser.add_argument
+    add("--attribute", required=True, metavar="NAME", help="a name that the probe knows; another lists them")
+    add("--probe", metavar="FILE", help="""a file of `pdae probe`, or the name of a shipped model (default: the one that
+        ships with the model)""")
+    add("--scale", type=float, nargs="+", default=SCALES, metavar="S", help=f"""steps along the direction, in units of a
+        code's length; the paper uses 0.1 to 0.3 (default: {' '.join(f'{s:g}' for s in SCALES)})""")
+    add("--keep", action="append", default=[], metavar="NAME", help="an attribute to leave alone; may be repeated")
 
 
-def _makes_picture(command: argparse.ArgumentParser) -> None:
-    name = command.prog.split()[-1]
-    command.add_argument("--out", default=f"{name}.png", metavar="PNG", help="where to write the picture; a .json goes beside it (default: "
-                                                                             "%(default)s)")
-    command.add_argument("--steps", type=int, default=100, metavar="N", help="sampling steps (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all noise (default: %(default)s)")
+def add_sample(parser) -> None:
+    """`pdae sample`."""
+    parser.description = """Draw new images: from a PDAE or a Diff-AE with codes of a latent DPM, a PDAE's last 30 % of
+        the steps by its DPM alone, as in the paper; or from a DPM."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="MODEL", help=f"{MODEL}, of a PDAE, a Diff-AE or a DPM; or {DPM}")
+    add("--latent", metavar="FILE", help="a file of `pdae latent` (default: the one that ships with the model)")
+    add("--plain", action="store_true", help="of a PDAE, only the DPM inside it")
+    add("-n", type=int, default=16, metavar="N", help="how many")
+    add("--off-last", type=float, metavar="P",
+        help="share of the steps, the last ones, that a PDAE leaves to its DPM alone (default: 0.3)")
+    add("--each", metavar="DIR", help="also write every image by itself into this folder")
+    _makes_picture(parser, _sample)
 
 
-# ---- commands -----------------------------------------------------------------------------------------------------------
+def add_probe(parser) -> None:
+    """`pdae probe`."""
+    parser.description = """Encode labelled images and fit linear classifiers of their codes; every fifth image is left
+        out to test them on."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="MODEL", help=MODEL)
+    add("--data", required=True, metavar="DATA", help="labelled: digits, peeps, classes:FOLDER or torchvision:NAME")
+    add("--l2", type=float, help="""penalty on the weights; 10 gives the directions that edit best, the difference of
+        the means (default: by cross-validation, which predicts best)""")
+    add("--out", required=True, metavar="FILE", help="where to write the probes (.safetensors)")
+    parser.set_defaults(run=_probe)
+
+
+def _takes_images(parser, count) -> None:
+    add = parser.add_argument
+    add("images", nargs=count, metavar="FILE", help="image files; cropped to a square and resized to the model's size")
+    add("--model", required=True, metavar="MODEL", help=MODEL)
+    add("--negative", action="store_true", help="swap black and white first: the digits model wants white on black")
+
+
+def _makes_picture(parser, run) -> None:
+    add = parser.add_argument
+    add("--out", default=f"{parser.prog.split()[-1]}.png", metavar="PNG", help="the picture; a .json goes beside it")
+    add("--steps", type=int, default=100, metavar="N", help="sampling steps")
+    add("--seed", type=int, default=0, metavar="S", help="seed of all noise")
+    parser.set_defaults(run=run)
+
+
+# ---- commands -----------------------------------------------------------------------------------------------------
 
 
 def _reconstruct(args) -> None:
@@ -94,17 +105,14 @@ def _reconstruct(args) -> None:
     exact = _decode(model, z, _invert(model, images, z, args), args)
     errors = {"z": _mse(from_z, images), "z_and_x_T": _mse(exact, images)}
     write_grid([images, from_z, exact], out)
-    write_record(args, out, {"model": fingerprint(args.model)}, mse=[dict(zip(errors, pair)) for pair in zip(*errors.values())])
+    pairs = [dict(zip(errors, pair)) for pair in zip(*errors.values())]
+    write_record(args, out, {"model": fingerprint(args.model)}, mse=pairs)
     for path, error_z, error in zip(args.images, *errors.values()):
         print(f"{path}: MSE on [0, 1] {error_z:.4f} from z alone, {error:.2e} with the inferred x_T")
     print(out)
 
 
 def _interpolate(args) -> None:
-    import torch
-
-    from ..sampling import slerp
-
     if args.n < 2:
         raise UsageError(f"-n {args.n}; want at least 2, the two ends")
     out, model, images, z = _encoded(args)
@@ -116,22 +124,19 @@ def _interpolate(args) -> None:
     write_grid(list(strip[:, None]), out)
     ends = _mse(strip[[0, -1]], images)
     write_record(args, out, {"model": fingerprint(args.model)}, weight=weight.tolist(), mse_of_ends=ends,
-            mse_to_first=_mse(strip, images[:1]), mse_to_second=_mse(strip, images[1:]))
+                 mse_to_first=_mse(strip, images[:1]), mse_to_second=_mse(strip, images[1:]))
     print(f"MSE on [0, 1] of the two ends: {ends[0]:.2e}, {ends[1]:.2e}")
     print(out)
 
 
 def _edit(args) -> None:
-    import torch
-
-    from ..applications.attributes import edit
-
-    probe, probe_file = _probe_of(args)
+    probe_file = _partner(args, "probe", args.probe, f"fit one by `pdae probe --model {args.model} --data DATA`")
+    probe = LinearProbe.load(probe_file)
     column = probe.column(args.attribute)
     out, model, images, z = _encoded(args)
     if probe.z_dim != model.z_dim:
-        raise UsageError(f"{probe_file}: a probe of codes with z_dim={probe.z_dim}, but {args.model} has z_dim={model.z_dim}; fit one by "
-                         "`pdae probe`")
+        raise UsageError(f"{probe_file}: a probe of codes with z_dim={probe.z_dim}, but {args.model} has "
+                         f"z_dim={model.z_dim}; fit one by `pdae probe`")
     probe.to(z.device)
     x_T = _invert(model, images, z, args)
     columns, rows = [images], [[] for _ in images]
@@ -148,16 +153,19 @@ def _edit(args) -> None:
     found = [{"file": path, "probability": p, "edits": row} for path, p, row in zip(args.images, before, rows)]
     write_record(args, out, {"model": fingerprint(args.model), "probe": fingerprint(str(probe_file))}, images=found)
     for path, p, row in zip(args.images, before, rows):
-        print(f"{path}: {args.attribute} {p:.2f}; " + ", ".join(f"{e['probability_of_image']:.2f} at {e['scale']:g}" for e in row))
+        edits = ", ".join(f"{e['probability_of_image']:.2f} at {e['scale']:g}" for e in row)
+        print(f"{path}: {args.attribute} {p:.2f}; {edits}")
     print(out)
 
 
 def _sample(args) -> None:
-    out = png(args.out)
+    out = place_with_record(args, args.out, ".png")
+    if args.each:
+        place(args, Path(args.each) / "000000.png", option="--each")
     if args.n < 1:
         raise UsageError(f"-n {args.n}; want at least 1")
-    model = None if kind_of(args.model) else _autoencoder_or_none(args.model)
-    if model is None or args.plain:
+    model = None if kind_of(args.model) else load_model(model_file(args.model))
+    if args.plain or not isinstance(model, Autoencoder):
         if args.latent or args.off_last is not None:
             raise UsageError(f"{'--latent' if args.latent else '--off-last'}, but a DPM by itself has no codes")
         images, models = _sample_plain(args)
@@ -166,81 +174,55 @@ def _sample(args) -> None:
     side = math.ceil(math.sqrt(len(images)))
     write_grid([images[i::side] for i in range(side)], out)
     write_record(args, out, models)
-    if args.each:
-        from torchvision.transforms.functional import to_pil_image
-
-        from ..data.builtin import to_uint8
-
-        folder = Path(args.each)
-        folder.mkdir(parents=True, exist_ok=True)
-        for i, image in enumerate(to_uint8(images).cpu()):
-            to_pil_image(image).save(folder / f"{i:06d}.png")
+    for i, image in enumerate(pixels(images) if args.each else ()):
+        write_png(image, Path(args.each) / f"{i:06d}.png")
     print(out)
 
 
 def _probe(args) -> None:
-    import torch
-
-    from ..applications.attributes import LinearProbe, encode_all
-    from ..checkpoint import write_text
-    from ..data.sources import open_source
-
-    if Path(args.out).suffix != ".safetensors":
-        raise UsageError(f"--out {args.out}; want a file name that ends in .safetensors")
-    model = load_autoencoder(args.model).to(_device())
-    data = open_source(args.data, *image_shape(model.network))
-    labels = getattr(data, "labels", None)
+    out = place_with_record(args, args.out, ".safetensors")
+    model = load_autoencoder(args.model).to(best_device())
+    images = sources.open_source(args.data, *image_shape(model.network))
+    labels = getattr(images, "labels", None)
     if labels is None:
         raise UsageError(f"--data {args.data} has no labels; want digits, peeps, classes:FOLDER or torchvision:NAME")
     labels = torch.as_tensor(labels).long()
-    names = getattr(data, "attributes", None) or getattr(data, "classes", None) or [str(i) for i in range(int(labels.max()) + 1)]
-    z = encode_all(model, data, AT_ONCE, progress=True)
+    names = sources.names_of(images) or [str(i) for i in range(int(labels.max()) + 1)]
+    z = encode_all(model, images, AT_ONCE, progress=True)
     test = torch.arange(len(z)) % 5 == 4
     probe = LinearProbe.fit(z[~test], labels[~test], names, args.l2)
     numbers = {"accuracy": probe.accuracy(z[test], labels[test]), "auroc": probe.auroc(z[test], labels[test])}
     numbers = {k: [None if math.isnan(x) else round(x, 4) for x in v.reshape(-1).tolist()] for k, v in numbers.items()}
     counts = {"images": int((~test).sum()), "tested_on": int(test.sum())}
     facts = {"data": args.data, "model": fingerprint(args.model)} | counts | numbers
-    probe.save(args.out, facts)
-    write_text(Path(args.out).with_suffix(".json"), json.dumps({"attributes": list(names)} | facts, indent=1) + "\n")
+    probe.save(out, facts)
+    write_json(out.with_suffix(".json"), {"attributes": list(names)} | facts)
     for name, area in zip(names, numbers["auroc"]):
         print(f"{name}: AUROC {'–' if area is None else f'{area:.3f}'}")
-    print(f"{args.out}: {len(names)} {probe.kind}, tested on {counts['tested_on']} images that were left out")
+    print(f"{out}: {len(names)} {probe.kind}, tested on {counts['tested_on']} images that were left out")
 
 
-# ---- images and codes ---------------------------------------------------------------------------------------------------
-
-
-def _device():
-    import torch
-
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+# ---- images and codes ---------------------------------------------------------------------------------------------
 
 
 def _generator(args):
-    import torch
-
     return torch.Generator().manual_seed(args.seed)
 
 
 def _encoded(args):
     """(PNG to write, model, images, their codes)."""
-    import torch
-
-    out = png(args.out)
-    model = load_autoencoder(args.model).to(_device())
+    out = place_with_record(args, args.out, ".png")
+    model = load_autoencoder(args.model).to(best_device())
     if getattr(model.encoder, "takes_labels", False):
         raise UsageError(f"{args.model} embeds labels; want a model that encodes images")
     size, channels = image_shape(model.network)
-    images = torch.stack([read_image(path, channels, size) for path in args.images]).to(model.device)
-    images = -images if args.negative else images
+    images = torch.stack([data.read_image(path, channels, size) for path in args.images])
+    images = data.to_float(255 - images if args.negative else images).to(model.device)
     with torch.no_grad():
         return out, model, images, torch.cat([model.encode(part) for part in images.split(AT_ONCE)])
 
 
 def _in_parts(function, *tensors):
-    import torch
-
     return torch.cat([function(*parts) for parts in zip(*(t.split(AT_ONCE) for t in tensors))])
 
 
@@ -257,51 +239,30 @@ def _mse(images, originals) -> list[float]:
     return ((images - originals) / 2).square().flatten(1).mean(1).tolist()
 
 
-def _probe_of(args):
-    from .. import shipped
-    from ..applications.attributes import LinearProbe
-    from ..data.builtin import ASSETS
-
-    name = args.probe or args.model
-    path = ASSETS / f"{name}_probe.safetensors" if (name, "probe") in shipped() else Path(name)
-    if args.probe is None and not path.name.endswith("_probe.safetensors"):
-        raise UsageError(f"--probe is missing: none ships with {args.model}; fit one by `pdae probe --model {args.model} --data DATA`")
-    return LinearProbe.load(path), path
-
-
-def _autoencoder_or_none(name: str):
-    from ..autoencoder import Autoencoder
-    from ..checkpoint import load_model
-
-    model = load_model(model_file(name))
-    return model if isinstance(model, Autoencoder) else None
+def _partner(args, kind: str, given: str | None, without: str) -> Path:
+    """The file of a probe or a latent DPM: the one that was given, or the one that ships with the model."""
+    name = given or args.model
+    if (name, kind) in shipped():
+        return shipped_file(name, kind)
+    if given is None:
+        raise UsageError(f"--{kind} is missing: none ships with {args.model}; {without}")
+    return model_file(given)
 
 
 def _sample_plain(args):
-    import torch
-
-    from ..sampling import ddim
-
     dpm, schedule = load_dpm(args.model)
     if getattr(dpm.config, "num_classes", None) is not None:
         raise UsageError(f"{args.model} is conditional on a class; draw from it in Python")
     size, channels = image_shape(dpm)
-    dpm = dpm.to(_device()).eval()
+    dpm = dpm.to(best_device()).eval()
     x_T = torch.randn(args.n, channels, size, size, generator=_generator(args)).to(next(dpm.parameters()))
-    return _in_parts(lambda x: ddim(dpm, x, schedule, args.steps, progress=True), x_T), {"model": fingerprint(args.model, dpm)}
+    images = _in_parts(lambda x: ddim(dpm, x, schedule, args.steps, progress=True), x_T)
+    return images, {"model": fingerprint(args.model, dpm)}
 
 
 def _sample_with_codes(args, model):
-    from .. import shipped
-    from ..applications.latent import LatentDPM, sample_images
-    from ..data.builtin import ASSETS
-
-    path = args.latent
-    if path is None and (args.model, "latent") in shipped():
-        path = str(ASSETS / f"{args.model}_latent.safetensors")
-    if path is None:
-        raise UsageError(f"--latent is missing: none ships with {args.model}; train one by `pdae latent`, or add --plain for a PDAE's DPM")
-    latent, device = LatentDPM.load(path), _device()
-    images = sample_images(model.to(device), latent.to(device), args.n, args.steps, off_last=args.off_last, generator=_generator(args),
-                           batch_size=AT_ONCE, progress=True)
-    return images, {"model": fingerprint(args.model), "latent": fingerprint(path)}
+    path = _partner(args, "latent", args.latent, "train one by `pdae latent`, or add --plain for a PDAE's DPM")
+    latent, device = LatentDPM.load(path), best_device()
+    images = sample_images(model.to(device), latent.to(device), args.n, args.steps, off_last=args.off_last,
+                           generator=_generator(args), batch_size=AT_ONCE, progress=True)
+    return images, {"model": fingerprint(args.model), "latent": fingerprint(str(path))}

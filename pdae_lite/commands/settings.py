@@ -11,12 +11,21 @@ class UsageError(ValueError):
     """Something on the command line is wrong; the message is the one line that the user sees."""
 
 
+def whole_numbers(option: str, text: str) -> list[int]:
+    """Numbers separated by commas, each 1 or more."""
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if min(numbers) < 1:
+        raise UsageError(f"{option} {text}; want whole numbers separated by commas")
+    return numbers
+
+
 def listing(config, names: dict[str, str]) -> dict[str, Any]:
     """Every setting that `override` takes, with its value: {"unet.image_size": 64, …, "prediction": "v"}."""
     found = {}
     for name, field in names.items():
         value = getattr(config, field)
-        found |= {f"{name}.{f.name}": getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else {name: value}
+        inside = fields(value) if is_dataclass(value) else ()
+        found |= {f"{name}.{f.name}": getattr(value, f.name) for f in inside} or {name: value}
     return found
 
 
@@ -29,7 +38,8 @@ def override(config, settings: Iterable[str], names: dict[str, str]):
         names: what may be set: the name in front of the dot (or all of the name) -> the field of `config`.
 
     Raises:
-        UsageError: no such setting (with those of a similar name), or a value of another type. Dataclasses check the rest.
+        UsageError: no such setting (with those of a similar name), or a value of another type; dataclasses check
+            the rest.
     """
     known, changes = listing(config, names), {}
     for setting in settings:

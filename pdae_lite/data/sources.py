@@ -4,7 +4,6 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from ..commands.settings import UsageError
 from .builtin import shipped_images
 from .files import FolderImages, folder
 from .lmdb import lmdb as open_lmdb
@@ -30,7 +29,7 @@ class FolderClasses(Dataset):
         self.images = images
         loose = [p for p in images.paths if p.parent == root]
         if loose:
-            raise UsageError(f"{loose[0]} is in no subfolder; classes:FOLDER wants one for each class")
+            raise ValueError(f"{loose[0]} is in no subfolder; classes:FOLDER wants one for each class")
         names = [p.relative_to(root).parts[0] for p in images.paths]
         self.classes = sorted(set(names))
         self.labels = [self.classes.index(name) for name in names]
@@ -42,8 +41,9 @@ class FolderClasses(Dataset):
         return self.images[index], self.labels[index]
 
 
-def open_source(name: str, size: int, channels: int, download: bool = False, lmdb: LMDBConfig = LMDBConfig()) -> Dataset:
-    """The training images that `name` stands for, as uint8 [channels, size, size] each.
+def open_source(name: str, size: int, channels: int, download: bool = False, lmdb: LMDBConfig = LMDBConfig(),
+                split: str = "train") -> Dataset:
+    """The images that `name` stands for, as uint8 [channels, size, size] each.
 
     Args:
         name: "digits" or "peeps", which ship; "torchvision:mnist" (or cifar10, fashion_mnist, celeba), with ":ROOT" for
@@ -51,21 +51,22 @@ def open_source(name: str, size: int, channels: int, download: bool = False, lmd
         size, channels: what the model takes. Folders, LMDBs and CelebA are cropped and resized to it, peeps are shrunk to 32
             or 16; the others have one shape.
         download: let torchvision fetch what isn't there.
+        split: "train", or "test" for the images held out, of data that come with such: `has_test`.
 
     Raises:
-        UsageError: no such data, or of another shape.  FileNotFoundError, ValueError: see `data.folder` and its like.
+        ValueError: images of another shape.  FileNotFoundError: no such data.  Both: see `data.folder` and its like.
     """
     kind, colon, rest = name.partition(":")
     if download and kind != "torchvision":
-        raise UsageError(f"--download, but --data {name} is nothing to fetch; it is for torchvision:NAME")
+        raise ValueError(f"download, but data {name} are nothing to fetch; it is for torchvision:NAME")
     if name in ("digits", "peeps"):
-        images = shipped_images(name, "train", size)
+        images = shipped_images(name, split, size)
     elif kind == "torchvision" and colon:
         known, _, root = rest.partition(":")
         try:
-            images = torchvision_set(known, "train", root or "data", download, size)
+            images = torchvision_set(known, split, root or "data", download, size)
         except RuntimeError as e:  # what torchvision raises when a download fails or a file is damaged
-            raise UsageError(f"--data {name}: {e}") from None
+            raise ValueError(f"data {name}: {e}") from None
     elif kind == "lmdb" and colon:
         images = open_lmdb(rest, size, resolution=lmdb.resolution, start=lmdb.start, stop=lmdb.stop, channels=channels, crop=lmdb.crop)
     elif kind == "classes" and colon:
@@ -75,9 +76,18 @@ def open_source(name: str, size: int, channels: int, download: bool = False, lmd
     first = images[0]
     shape = tuple((first[0] if isinstance(first, tuple) else first).shape)
     if shape != (channels, size, size):
-        raise UsageError(f"--data {name} holds images of {'×'.join(map(str, shape))}, the model takes {channels}×{size}×{size}; "
-                         "choose another --preset, --size or --dpm")
+        raise ValueError(f"data {name}: images of {'×'.join(map(str, shape))}, but the model takes {channels}×{size}×{size}")
     return images
+
+
+def has_test(name: str) -> bool:
+    """Whether data come with images held out."""
+    return name in ("digits", "peeps") or name.startswith("torchvision:")
+
+
+def names_of(images: Dataset) -> list[str] | tuple[str, ...] | None:
+    """The names of a data set's attributes or classes, if it has any."""
+    return getattr(images, "attributes", None) or getattr(images, "classes", None)
 
 
 def count_classes(images: Dataset) -> int:
@@ -98,5 +108,5 @@ def count_classes(images: Dataset) -> int:
 
 def _folder(path: str, size: int, channels: int) -> FolderImages:
     if not Path(path).is_dir():
-        raise UsageError(f"--data {path}: no such folder; want {SYNTAX}")
+        raise FileNotFoundError(f"data {path}: no such folder; want {SYNTAX}")
     return folder(path, size, channels)

@@ -44,7 +44,7 @@ def load_released_pdae(checkpoint: PathLike, config: PathLike, ddpm_config: Path
     # The release keeps DPM and estimator in one module; their names tell them apart.
     estimator_state = {k: v for k, v in state["ema_decoder"].items() if k.startswith(("shift", "label_emb"))}
     dpm_state = {k: v for k, v in state["ema_decoder"].items() if k not in estimator_state}
-    model = PDAE(UNet(unet_config), encoder, _released_schedule(settings["diffusion_config"], config))
+    model = PDAE(UNet(unet_config), encoder, released_schedule(settings["diffusion_config"], config))
     fill(model.dpm, dpm_state, checkpoint, ddpm_config)
     fill(model.estimator, estimator_state, checkpoint, ddpm_config)
     return model.eval()
@@ -137,7 +137,8 @@ def _released_stats(latents: PathLike) -> LatentStats:
         raise CheckpointError(f"{latents}: holds no statistics of codes: {e}") from None
 
 
-def _released_schedule(settings: dict, path: PathLike) -> NoiseSchedule:
+def released_schedule(settings: dict, path: PathLike) -> NoiseSchedule:
+    """The schedule of a `diffusion_config`; `path` is for messages."""
     if settings.get("betas_type") != "linear":
         raise CheckpointError(f"{path}: diffusion_config.betas_type is {settings.get('betas_type')!r}; the release knows 'linear' only")
     return NoiseSchedule.linear(int(settings.get("timesteps", 1000)), float(settings.get("linear_beta_start", 1e-4)),

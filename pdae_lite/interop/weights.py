@@ -55,6 +55,8 @@ def read_yaml(path: PathLike, want: tuple[str, ...]) -> dict:
     for name in want:
         if not isinstance(content, dict) or not isinstance(content.get(name), dict):
             raise CheckpointError(f"{path}: has no section {name}; want the YAML file that came with the checkpoint")
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}; want NAME: VALUE, the network's settings")
     return content
 
 

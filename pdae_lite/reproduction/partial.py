@@ -1,11 +1,12 @@
 """Going on after a stop: the record that a JSON file holds, and tensors beside it until it is complete."""
 import json
+import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..storage import CheckpointError, read, write
+from ..storage import CheckpointError, read, write, write_text
 
 
 def record_before(path: str | Path | None, settings: dict) -> dict | None:
@@ -57,6 +58,38 @@ class Partial:
         """Nothing is left to do: take the file away."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+class Kept:
+    """A measurement that goes on after a stop.
+
+    Args:
+        file: its JSON record; None: nothing is kept.
+        settings: what makes it this measurement; more may come before anything is measured.
+        made: facts about this run, such as versions.
+    """
+
+    def __init__(self, file: str | Path | None, settings: dict, made: dict):
+        self.file, self.settings, self.made, self.start = file, settings, made, time.process_time()
+
+    def before(self) -> dict | None:
+        """The record of an earlier run: see `record_before`."""
+        return record_before(self.file, self.settings)
+
+    def partial(self, but: str | None = None, **more) -> Partial:
+        """What an earlier run left of its tensors: with the same settings, `but` for one, and `more` of them."""
+        return Partial(self.file, {k: v for k, v in self.settings.items() if k != but} | more)
+
+    def record(self, what: str, **facts) -> dict:
+        """A record of what has been measured."""
+        return self.made | {"what": what} | self.settings | facts | {
+            "cpu_seconds_of_the_last_run": round(time.process_time() - self.start)}
+
+    def write(self, record: dict) -> dict:
+        """The record, which is in the file now."""
+        if self.file is not None:
+            write_text(self.file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        return record
 
 
 def _as_stored(settings: dict) -> dict:

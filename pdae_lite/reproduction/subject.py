@@ -2,6 +2,7 @@
 from dataclasses import dataclass
 
 from ..applications.latent import LatentDPM
+from ..autoencoder import load_autoencoder
 from ..checkpoint import load, tensors_digest
 from ..diffae import DiffAE
 from ..metrics.features import FeatureNet
@@ -32,8 +33,6 @@ class Subject:
         Raises:
             ValueError: a model of other data, or files that don't fit together.
         """
-        from ..commands.models import load_autoencoder
-
         def ready(part):
             return part.to(device).eval().requires_grad_(False)
 

@@ -117,6 +117,29 @@ def test_a_wrong_value_exits_2(capsys):
     assert e.value.code == 2
 
 
+def test_help_is_quick():
+    """No torch for the list of commands, nor for the package itself."""
+    code = ("import sys, pdae_lite.commands.main as m\ntry:\n    m.main(['--help'])\nfinally:\n"
+            "    assert 'torch' not in sys.modules and 'numpy' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as e:
+        run(command, "--help")
+    out = capsys.readouterr().out
+    assert e.value.code == 0 and f"usage: pdae {command}" in out and "None" not in out
+    assert main.main([]) == 0 and command in capsys.readouterr().out
+
+
+def test_a_mistake_of_the_parser_is_one_line_too(capsys):
+    for argv in (["edit"], ["edit", "--nonsense"], ["nonsense"], ["sample", "--model", "digits", "-n", "many"]):
+        with pytest.raises(SystemExit) as e:
+            run(*argv)
+        assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
 def test_module_runs_as_a_command():
     done = subprocess.run([sys.executable, "-m", "pdae_lite", "--help"], capture_output=True, text=True, check=True)
     for command in ("pretrain", "train", "latent", "presets", "reconstruct", "info"):
@@ -242,7 +265,7 @@ def test_sources(photos, tmp_path, monkeypatch):
         seen.append((name, split, root, download, size))
         return [torch.zeros(3, size, size, dtype=torch.uint8)]
 
-    monkeypatch.setattr("pdae_lite.data.torchvision_set", torchvision_set)
+    monkeypatch.setattr("pdae_lite.data.sources.torchvision_set", torchvision_set)
     for spec, download in (("torchvision:celeba", False), ("torchvision:celeba:/a:b", True)):
         open_source(spec, 64, 3, download)
     assert seen == [("celeba", "train", "data", False, 64), ("celeba", "train", "/a:b", True, 64)]
@@ -264,8 +287,8 @@ def test_sources(photos, tmp_path, monkeypatch):
     (["--data", "lmdb:nowhere", "--size", "32"], "nowhere doesn't exist"),
     (["--data", "torchvision:mnist:nowhere"], "mnist isn't in nowhere"),
     (["--data", "torchvision:svhn", "--size", "32"], "name 'svhn'; want one of mnist"),
-    (["--data", "digits", "--download"], "--download, but --data digits is nothing to fetch"),
-    (["--data", "digits", "--size", "16"], "--data digits holds images of 1×32×32, the model takes 1×16×16"),
+    (["--data", "digits", "--download"], "download, but data digits are nothing to fetch"),
+    (["--data", "digits", "--size", "16"], "data digits: images of 1×32×32, but the model takes 1×16×16"),
     (["--data", "digits", "--preset", "dogs"], "--preset 'dogs'; want one of digits, peeps, "),
     (["--data", "digits", "--set", "train.learning_rate=1"], "setting 'train.learning_rate' is unknown here"),
     (["--data", "classes:PHOTOS/a", "--size", "32"], "0.png is in no subfolder"),

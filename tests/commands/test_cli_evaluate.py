@@ -4,7 +4,6 @@ import json
 import shutil
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from PIL import Image
 
 from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, counter_rng, data, metrics
 from pdae_lite.commands import main
-from pdae_lite.commands.doctor import _open
+from pdae_lite.data.sources import open_source
 from pdae_lite.networks.encoder import EncoderConfig
 from pdae_lite.reproduction import protocol, published, released_files
 
@@ -164,7 +163,8 @@ def test_table_2(report):
 
 def test_what_a_report_says_of_itself(report):
     first, second = report
-    assert first["command"].startswith("pdae evaluate --data ") and "--steps 1" in first["command"] and "--count" not in first["command"]
+    assert first["command"].startswith("pdae evaluate --protocol paper --released ")
+    assert "--steps 1" in first["command"] and "--count" not in first["command"]
     assert first["seed"] == 0 and second["seed"] == 3 and first["quick"] and first["device"] and "T" in first["date"]
     assert set(first["versions"]) == {"pdae_lite", "python", "torch", "torchvision", "torchmetrics", "numpy"}
     assert {Path(p).name for p in first["files"]} >= {"checkpoint.pt", "config.yml", "ddpm_config.yml"}
@@ -243,8 +243,7 @@ def test_any_model(tmp_path, capsys):
 
 def test_peeps_come_in_the_model_s_size():
     for size in (16, 32, 64):
-        model = SimpleNamespace(network=SimpleNamespace(config=SimpleNamespace(image_size=size, in_channels=3)))
-        assert _open("peeps", model, "test")[0][0].shape == (3, size, size)
+        assert open_source("peeps", size, 3, split="test")[0][0].shape == (3, size, size)
 
 
 @pytest.mark.parametrize(("argv", "says"), [

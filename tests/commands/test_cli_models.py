@@ -13,7 +13,7 @@ from pdae_lite.applications.attributes import LinearProbe, edit
 from pdae_lite.applications.latent import LatentConfig, LatentDPM, LatentStats, sample_images
 from pdae_lite.checkpoint import CheckpointError, load_model, save_model
 from pdae_lite.commands import main
-from pdae_lite.commands.models import image_shape, load_dpm
+from pdae_lite.interop.references import image_shape, load_dpm
 
 SHORT = ["--steps", 2, "--batch-size", 2, "--precision", "no", "--set", "encoder.z_dim=4"]
 SIDE = 16
@@ -153,7 +153,7 @@ def test_diffusers_models_that_do_not_fit(photos, tmp_path, capsys):
     assert "is a latent diffusion model: its network takes codes of a vqvae" in fails(capsys, *argv, f"hf:{tmp_path / 'pipe'}")
     assert "has no UNet2DModel" in fails(capsys, *argv, f"hf:{photos}")
     assert "nowhere/at/all is neither a folder" in fails(capsys, *argv, f"hf:{tmp_path}/nowhere/at/all")
-    assert "--dpm-by reference is for hf:" in fails(capsys, *argv, "digits", "--dpm-by", "reference")
+    assert "keep='reference' is for hf:" in fails(capsys, *argv, "digits", "--dpm-by", "reference")
 
 
 def test_only_a_hub_id_goes_to_the_hub(tmp_path, monkeypatch):
@@ -165,8 +165,8 @@ def test_only_a_hub_id_goes_to_the_hub(tmp_path, monkeypatch):
             raise CheckpointError(f"{source} isn't here")
         return "dpm", "schedule"
 
-    monkeypatch.setattr(interop, "from_diffusers", from_diffusers)
-    monkeypatch.setattr("pdae_lite.commands.models._refuse_latent", lambda *_: None)
+    monkeypatch.setattr("pdae_lite.interop.diffusers_files.from_diffusers", from_diffusers)
+    monkeypatch.setattr("pdae_lite.interop.references._refuse_latent", lambda *_: None)
     assert load_dpm("hf:google/ddpm-celebahq-256") == ("dpm", "schedule")
     assert asked == [("google/ddpm-celebahq-256", False), ("google/ddpm-celebahq-256", True)]
     for path in (tmp_path, "/no/where", "./here", "../a/b", "a/b/c"):
@@ -201,7 +201,7 @@ def test_guided_diffusion(tmp_path, photos, capsys):
     for setting, says in (("adm.channel_mult=a,b", "want whole numbers separated by commas"), ("adm.noise_schedule=sine", "want linear or"),
                           ("adm.widht=3", "widht"), ("adm.model_channels=16", "weights don't fit")):
         assert says in fails(capsys, *argv, "--set", setting)
-    assert "'adm.num_heads' is for --dpm adm:FILE" in fails(capsys, *argv[:-1], "digits", "--set", "adm.num_heads=2")
+    assert "'adm.num_heads' is for adm:FILE" in fails(capsys, *argv[:-1], "digits", "--set", "adm.num_heads=2")
     assert "nowhere.json: no such file" in fails(capsys, *argv[:-1], f"adm:{tmp_path / 'model.pt'},nowhere.json")
 
 

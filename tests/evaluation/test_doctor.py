@@ -309,7 +309,7 @@ def test_the_command(tmp_path, capsys):
 
 @pytest.mark.parametrize("argv, says", [
     (["doctor", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
-    (["doctor", "digits", "--data", "peeps"], "peeps holds images of 3×32×32, the model takes 1×32×32"),
+    (["doctor", "digits", "--data", "peeps"], "data peeps: images of 3×32×32, but the model takes 1×32×32"),
     (["doctor", "digits", "--data", "cats"], "cats: no such folder"),
     (["doctor", "digits", "--images", "3"], "3 held-out images; want at least 10"),
     (["doctor", "digits", "--checks", "hair"], "checks is hair; for this model"),
