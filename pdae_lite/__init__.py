@@ -29,8 +29,7 @@ _NAMES = {"best_device": "checkpoint", "load": "checkpoint", "shipped": "checkpo
           "UNetConfig": "networks.unet", "GradientEstimator": "networks.unet", "SemanticEncoder": "networks.encoder",
           "EncoderConfig": "networks.encoder", "NoisyClassifier": "networks.classifier",
           "ClassifierConfig": "networks.classifier", "LatentDPM": "applications.latent",
-          "LatentConfig": "applications.latent", "train": "training", "TrainConfig": "training",
-          "use_accelerator": "meeting"}
+          "LatentConfig": "applications.latent", "train": "training", "TrainConfig": "training"}
 
 __all__ = ["as_epsilon", "best_device", "load", "shipped", "PDAE", "UNet", "UNetConfig", "GradientEstimator",
            "SemanticEncoder", "EncoderConfig", "NoiseSchedule", *sorted(_MODULES), *_NAMES]

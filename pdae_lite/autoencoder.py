@@ -21,6 +21,8 @@ class Autoencoder(Saved, ABC):
 
     encoder: nn.Module
     schedule: NoiseSchedule
+    codec: nn.Module | None = None
+    denoiser_options: tuple[str, ...] = ()  # what `denoiser` takes beside z
 
     @property
     @abstractmethod
@@ -30,6 +32,14 @@ class Autoencoder(Saved, ABC):
     @abstractmethod
     def denoiser(self, z: Tensor):
         """The noise predictor (x_t, t) -> ε̂ that knows z [N, z_dim]."""
+
+    def trained_denoiser(self, z: Tensor):
+        """The denoiser in the form that was trained, whose error `losses.fill` is made of."""
+        return self.denoiser(z)
+
+    def sampler_options(self, sampler: str) -> dict:
+        """What `denoiser` is told for a sampler unless `decode` is told otherwise."""
+        return {}
 
     @property
     def z_dim(self) -> int:
@@ -46,54 +56,57 @@ class Autoencoder(Saved, ABC):
         """Where the parameters are."""
         return next(self.parameters()).device
 
-    def encode(self, x_0: Tensor) -> Tensor:
-        """z [N, z_dim] of clean images x_0 [N, C, H, W] in the network's data range; or of int64 labels [N], for an encoder
-        that embeds labels."""
-        if not self._takes_labels:
-            self._check_images(x_0, "x_0")
-        return self.encoder(x_0)
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """z [N, z_dim] of images [N, C, H, W] in the network's data range, or of what the codec takes; or of int64 labels [N], for an
+        encoder that embeds labels. Never part of a graph: training calls `encoder`."""
+        return self.encoder(images if self._takes_labels else self._x_0(images))
 
     @torch.no_grad()
-    def decode(self, z: Tensor, x_T: Tensor | None = None, steps: int = 100, sampler: str = "ddim",
-               generator: torch.Generator | None = None, denoiser=None, **options) -> Tensor:
+    def decode(self, z: Tensor, x_T: Tensor | None = None, steps: int = 100, sampler: str = "ddim", *,
+               generator: torch.Generator | None = None, dtype: torch.dtype | None = None, **options) -> Tensor:
         """Images [N, C, H, W] from codes z [N, z_dim].
 
         Args:
             x_T: the stochastic code; None draws Gaussian noise.
             steps: network evaluations, 1 … T.
             sampler: "ddim", "ddpm" or "dpm_solver".
-            denoiser: used in place of ``self.denoiser(z)``.
-            options: passed to the sampler (`eta`, `clip`, `grid`, `progress`, `callback`).
+            generator: of all that is drawn.
+            dtype: torch.bfloat16 runs the networks in it, by autocast; None: as they are.
+            options: of the denoiser (a PDAE's `scale`, `off_last`, `shift`), or of the sampler (`eta`, `clip`, `grid`, `progress`,
+                `callback`).
         """
         check_sampler(sampler)
         if x_T is None:
             x_T = self.noise(len(z), generator)
         if len(z) not in (1, len(x_T)):
             raise ValueError(f"z holds {len(z)} codes for {len(x_T)} noises x_T; want one each, or one for all")
-        if sampler != "dpm_solver":  # which draws nothing
-            options["generator"] = generator
-        return SAMPLERS[sampler](self.denoiser(z) if denoiser is None else denoiser, x_T, self.schedule, steps, **options)
+        given = {name: options.pop(name) for name in self.denoiser_options if name in options}
+        denoiser = self.denoiser(z, **self.sampler_options(sampler) | given)
+        with torch.autocast(x_T.device.type, dtype, enabled=dtype is not None):
+            x_0 = SAMPLERS[sampler](denoiser, x_T, self.schedule, steps, generator=generator, **options)
+        return x_0 if self.codec is None else self.codec.decode(x_0)
 
     @torch.no_grad()
-    def invert(self, x_0: Tensor, z: Tensor | None = None, steps: int = 100, denoiser=None, **options) -> Tensor:
-        """The stochastic code x_T [N, C, H, W] of images x_0 (eq. 8); z is encoded from x_0 if it isn't given.
+    def invert(self, images: Tensor, z: Tensor | None = None, steps: int = 100, **options) -> Tensor:
+        """The stochastic code x_T [N, C, H, W] of images (eq. 8); z is encoded from them if it isn't given.
 
-        `options` go to `sampling.invert` (`fixed_point`, `grid`, `clip`, `progress`, `callback`).
+        `options` go to the denoiser, as in `decode`, or to `sampling.invert` (`fixed_point`, `order`, `grid`, `clip`, `progress`,
+        `callback`).
         """
-        self._check_images(x_0, "x_0")
-        if denoiser is None:
-            denoiser = self.denoiser(self.encode(x_0) if z is None else z)
-        return sampling.invert(denoiser, x_0, self.schedule, steps, **options)
+        x_0 = self._x_0(images)
+        z = self.encoder(x_0) if z is None else z
+        given = {name: options.pop(name) for name in self.denoiser_options if name in options}
+        return sampling.invert(self.denoiser(z, **given), x_0, self.schedule, steps, **options)
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Gaussian x_T [n, C, H, W] of the network's image size, drawn on the generator's device (so that a seed gives
-        the same noise everywhere) and moved to the model's."""
+        """Gaussian x_T [n, C, H, W] of the network's image size, float32 (float64 for a float64 model); see `sampling.randn`."""
         size = self.network.config.image_size
         if size is None:
             raise ValueError("the noise predictor doesn't say the size of its images; give x_T")
         shape = (n, self.network.config.in_channels, *((size, size) if isinstance(size, int) else size))
-        source = generator.device if generator is not None else self.device
-        return torch.randn(shape, device=source, generator=generator).to(next(self.parameters()))
+        dtype = torch.promote_types(torch.float32, next(self.parameters()).dtype)
+        return sampling.randn(shape, self.device, generator).to(dtype)
 
     def training_codes(self, x_0: Tensor, y: Tensor | None) -> Tensor:
         """z of a training batch: of its images, or of its labels if the encoder embeds those."""
@@ -107,8 +120,12 @@ class Autoencoder(Saved, ABC):
     def _takes_labels(self) -> bool:
         return getattr(self.encoder, "takes_labels", False)
 
-    def _check_images(self, x: Tensor, name: str) -> None:
-        check_images(x, self.network.config.in_channels, 1, name, self.data_range)
+    def _x_0(self, images: Tensor) -> Tensor:
+        """Images as the network sees clean data: checked, and through the codec if there is one."""
+        if self.codec is not None:
+            return self.codec.encode(images)
+        check_images(images, self.network.config.in_channels, 1, "x_0", self.data_range)
+        return images
 
 
 def load_autoencoder(name: str) -> Autoencoder:

@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .clock import Clock
 from .progress import progress_bar
-from .sampling import Denoiser, time_grid
+from .sampling import Denoiser, now, time_grid
 from .schedule import NoiseSchedule
 
 Pair = tuple[Tensor, Tensor]
@@ -46,16 +45,15 @@ def belm(denoiser: Denoiser, x_T: Tensor | Pair, schedule: NoiseSchedule, steps:
     points = _points(schedule, steps, grid)
     a, sigma = _levels(schedule, points)
     last = len(points) - 1
-    clock = Clock(x_T if torch.is_tensor(x_T) else x_T[0], points)
     if torch.is_tensor(x_T):
         before = x_T / a[last]
-        here = before - (sigma[last] - sigma[last - 1]) * denoiser(x_T, clock(points[last]))
+        here = before - (sigma[last] - sigma[last - 1]) * denoiser(x_T, now(points[last]))
     else:
         before, here = x_T[0] / a[last], x_T[1] / a[last - 1]
     for i in progress_bar(range(last - 1, 0, -1), desc="belm", show=progress):
         h, h_before = sigma[i] - sigma[i - 1], sigma[i + 1] - sigma[i]
         r = (h / h_before) ** 2
-        eps = denoiser(here * a[i], clock(points[i]))
+        eps = denoiser(here * a[i], now(points[i]))
         before, here = here, r * before + (1 - r) * here - h * (1 + h / h_before) * eps
         if callback is not None:
             callback(points[i - 1], here * a[i - 1])
@@ -71,12 +69,11 @@ def belm_invert(denoiser: Denoiser, x_0: Tensor, schedule: NoiseSchedule, steps:
     """
     points = _points(schedule, steps, grid)
     a, sigma = _levels(schedule, points)
-    clock = Clock(x_0, points)
-    before, here = x_0 / a[0], x_0 / a[0] + (sigma[1] - sigma[0]) * denoiser(x_0, clock(points[0]))
+    before, here = x_0 / a[0], x_0 / a[0] + (sigma[1] - sigma[0]) * denoiser(x_0, now(points[0]))
     for i in progress_bar(range(1, len(points) - 1), desc="belm_invert", show=progress):
         h, h_next = sigma[i] - sigma[i - 1], sigma[i + 1] - sigma[i]
         r = (h / h_next) ** 2
-        eps = denoiser(here * a[i], clock(points[i]))
+        eps = denoiser(here * a[i], now(points[i]))
         before, here = here, (before - (1 - r) * here + h * (1 + h / h_next) * eps) / r
         if callback is not None:
             callback(points[i + 1], here * a[i + 1])

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .meeting import default_device
 from .storage import CheckpointError, atomic_path, read, tensors_digest, to_float32, to_int8, write, write_text
 
 __all__ = ["CheckpointError", "Saved", "Source", "atomic_path", "best_device", "build", "check_references", "describe",
@@ -193,19 +192,19 @@ def best_device() -> torch.device:
     return torch.device("cpu") if device is None or device.type == "mps" else device
 
 
-def load(name: str, kind: str = "pdae", device=None) -> nn.Module:
+def load(name: str, kind: str = "pdae", device: torch.device | str = "cpu") -> nn.Module:
     """A model that ships with the package, in eval mode.
 
     Args:
         name: the data set, for example "digits".
         kind: "pdae", or "dpm" for the frozen DPM inside it; "features", the network to measure in; "probe", linear
             probes on the PDAE's codes, and "diffae_probe" on the Diff-AE's; `shipped` lists all.
-        device: None: the CPU, or the accelerator after `use_accelerator()`.
+        device: where to put it.
 
     Raises:
         ValueError: nothing of that name and kind ships; the message lists what does.
     """
-    model = load_model(shipped_file(name, kind)).to(default_device() if device is None else device)
+    model = load_model(shipped_file(name, kind)).to(device)
     return model.dpm if kind == "dpm" else model
 
 

@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .clock import on_host
 from .networks.blocks import check_labels
 from .networks.classifier import classifier_gradient
-from .pdae import PDAE, SHIFTS, Scale, ShiftedDenoiser, batch_map, of_rows, scale_at, some_rows
+from .pdae import PDAE, SHIFTS, Scale, ShiftedDenoiser, batch_map, scale_at
 from .sampling import Denoiser, clip_range
-from .schedule import NoiseSchedule, expand
+from .schedule import NoiseSchedule, Time, expand
 
 
 class ConditionedDenoiser:
@@ -52,7 +51,7 @@ def guided(denoiser: Denoiser, classifier: Callable[[Tensor, Tensor], Tensor], y
     Args:
         denoiser: the noise predictor to guide; not necessarily a plain DPM.
         classifier: (x_t, t) -> logits or log-probabilities [N, K] of noisy images: a `NoisyClassifier`, or any function
-            that autograd can follow, each sample on its own.
+            that autograd can follow, each sample on its own; one that wants t [N] goes through `networks.dpm.per_sample`.
         y: the classes to draw, int64 [N], or [1] for all.
         schedule: the denoiser's.
         scale: multiplies the shift: a number, [N], or a function of t that gives one of them (see `PDAE.denoiser`). Where it
@@ -64,23 +63,17 @@ def guided(denoiser: Denoiser, classifier: Callable[[Tensor, Tensor], Tensor], y
     """
     if shift not in SHIFTS:
         raise ValueError(f"shift {shift!r}; want one of {', '.join(SHIFTS)}")
-    if getattr(classifier, "schedule", schedule) != schedule:
+    if not schedule.same_as(getattr(classifier, "schedule", schedule)):
         raise ValueError(f"the classifier is for {classifier.schedule}; want the denoiser's schedule, {schedule}")
     check_labels(y.cpu() if torch.is_tensor(y) else y, getattr(classifier, "num_classes", None))
 
-    def eps_hat(x_t: Tensor, t: Tensor) -> Tensor:
+    def eps_hat(x_t: Tensor, t: Time) -> Tensor:
         eps = denoiser(x_t, t)
         scales = scale_at(scale, t, eps)
-        rows = some_rows(scales)
-        if rows is None:
+        if not scales.any():
             return eps
-        rows = rows if isinstance(rows, slice) else rows.to(eps.device)
-        labels = y.expand(len(x_t)) if len(y) == 1 else y
-        gradient = classifier_gradient(classifier, x_t[rows], t[rows], labels[rows]).to(eps.dtype)
-        coefficient = expand(scales.to(eps.device), eps) * schedule.at(SHIFTS[shift], t, eps)
-        if isinstance(rows, slice):
-            return eps - coefficient * gradient
-        return eps.index_add(0, rows, -coefficient[rows] * gradient)
+        gradient = classifier_gradient(classifier, x_t, t, y.expand(len(x_t)) if len(y) == 1 else y).to(eps.dtype)
+        return eps - expand(scales.to(eps), eps) * schedule.at(SHIFTS[shift], t, eps) * gradient
 
     return _Made(eps_hat, denoiser)
 
@@ -97,8 +90,9 @@ def staged(inside: Denoiser, outside: Denoiser, start: int, stop: int) -> Denois
     if clip_range(inside, True) != clip_range(outside, True):
         raise ValueError(f"inside is for data in {clip_range(inside, True)}, outside for {clip_range(outside, True)}; want the same")
 
-    def eps_hat(x_t: Tensor, t: Tensor) -> Tensor:
-        here = (on_host(t) >= start) & (on_host(t) < stop)
+    def eps_hat(x_t: Tensor, t: Time) -> Tensor:
+        told = torch.as_tensor(t).cpu()
+        here = (told >= start) & (told < stop)
         if here.all():
             return inside(x_t, t)
         if not here.any():
@@ -108,7 +102,7 @@ def staged(inside: Denoiser, outside: Denoiser, start: int, stop: int) -> Denois
     return _Made(eps_hat, outside)
 
 
-def mixed(pdae: PDAE, z_a: Tensor, z_b: Tensor, weight: float | Tensor, how: str = "z", shift: str = "ddim", scale: Scale = 1.0,
+def mixed(pdae: PDAE, z_a: Tensor, z_b: Tensor, weight: float | Tensor, how: str = "z", shift: str | None = None, scale: Scale = 1.0,
           off_last: float = 0.0) -> ShiftedDenoiser:
     """Shifted by a mix of two codes (Fig. 7). Each step evaluates trunk, ε_θ and G once, G on a batch of 2N for "gradient".
 
@@ -136,17 +130,16 @@ def mixed(pdae: PDAE, z_a: Tensor, z_b: Tensor, weight: float | Tensor, how: str
 
 
 class _MixedGradients(ShiftedDenoiser):
-    """ε̂(x_t, t) = ε_θ − scale · c_t [(1−w) G(x_t, z_a, t) + w G(x_t, z_b, t)]."""
+    """ε̂(x_t, t) with (1−w) G(x_t, z_a, t) + w G(x_t, z_b, t) for G, or the same mix of two ε_z."""
 
     def __init__(self, pdae: PDAE, z_a: Tensor, z_b: Tensor, weight: Tensor, *options):
         super().__init__(pdae, z_a, *options)
         self.z_b, self.weight = z_b, weight
 
-    def gradient(self, features, rows: Tensor | slice, n: int) -> Tensor:
-        z = torch.cat([of_rows(z, rows).expand(n, -1) for z in (self.z, self.z_b)])
-        twice = batch_map(features, n, lambda part: torch.cat([part, part]))
-        a, b = self.pdae.gradient(twice, z).split(n)
-        return torch.lerp(a, b, expand(of_rows(self.weight, rows).to(a), a))
+    def estimate(self, features, n: int) -> Tensor:
+        z = torch.cat([z.expand(n, -1) for z in (self.z, self.z_b)])
+        a, b = self.pdae.estimate(batch_map(features, n, lambda part: torch.cat([part, part])), z).split(n)
+        return torch.lerp(a, b, expand(self.weight.to(a), a))
 
 
 @torch.no_grad()

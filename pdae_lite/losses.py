@@ -2,16 +2,17 @@
 import torch
 from torch import Tensor
 
-from .schedule import NoiseSchedule
+from . import counter_rng
+from .schedule import NoiseSchedule, Time
 
 
-def weighted_mse(error: Tensor, t: Tensor, schedule: NoiseSchedule, weight: str | Tensor) -> Tensor:
+def weighted_mse(error: Tensor, t: Time, schedule: NoiseSchedule, weight: str | Tensor) -> Tensor:
     """E[λ_t · mean over pixels of error²], a scalar. `weight`: a name of `NoiseSchedule.loss_weight`, or λ [T]."""
     table = schedule.loss_weight(weight) if isinstance(weight, str) else weight
     return (table.to(error.device)[t] * error.float().square().flatten(1).mean(1)).mean()
 
 
-def dpm_loss(dpm, x_0: Tensor, t: Tensor, eps: Tensor, schedule: NoiseSchedule, weight: str | Tensor = "simple",
+def dpm_loss(dpm, x_0: Tensor, t: Time, eps: Tensor, schedule: NoiseSchedule, weight: str | Tensor = "simple",
              y: Tensor | None = None) -> Tensor:
     """E[λ_t ‖ε − ε_θ(x_t, t)‖²] for a noise predictor; y [N] for a class-conditional one.
 
@@ -22,16 +23,15 @@ def dpm_loss(dpm, x_0: Tensor, t: Tensor, eps: Tensor, schedule: NoiseSchedule, 
     return weighted_mse(eps - prediction, t, schedule, weight)
 
 
-def pdae_loss(pdae, x_0: Tensor, t: Tensor, eps: Tensor, weight: str | Tensor = "pdae", z: Tensor | None = None) -> Tensor:
-    """E[λ_t ‖ε − ε_θ + k_t G(x_t, z, t)‖²] (the paper's loss after eq. 7). z is encoded from x_0 unless given."""
-    schedule = pdae.schedule
+def pdae_loss(pdae, x_0: Tensor, t: Time, eps: Tensor, weight: str | Tensor = "pdae", z: Tensor | None = None) -> Tensor:
+    """E[λ_t ‖ε − ε_z(x_t, t)‖²], with ε_z the best guess at ε given z: the second head's own in the difference form; in the paper's
+    ε_θ − k_t G(x_t, z, t), its loss after eq. (7). z is encoded from x_0 unless given."""
     z = pdae.encoder(x_0) if z is None else z
-    features = pdae.features(schedule.add_noise(x_0, t, eps), t)
-    shifted = pdae.eps(features) - schedule.at("shift_coefficient", t, x_0) * pdae.gradient(features, z)
-    return weighted_mse(eps - shifted, t, schedule, weight)
+    known = pdae.known_eps(pdae.schedule.add_noise(x_0, t, eps), t, z)
+    return weighted_mse(eps - known, t, pdae.schedule, weight)
 
 
-def latent_loss(latent, z_0: Tensor, t: Tensor, eps: Tensor, schedule: NoiseSchedule, weight: str | Tensor = "simple") -> Tensor:
+def latent_loss(latent, z_0: Tensor, t: Time, eps: Tensor, schedule: NoiseSchedule, weight: str | Tensor = "simple") -> Tensor:
     """E[λ_t |ε − ε_θ(z_t, t)|], the mean absolute error per dimension, for a noise predictor of normalised codes.
 
     Args: z_0 [N, z_dim] clean normalised codes, t int64 [N], eps [N, z_dim] the noise to add.
@@ -51,13 +51,11 @@ def noise_error(denoiser_for, x_0: Tensor, schedule: NoiseSchedule, ts, seed: in
 
     Args:
         denoiser_for: called with clean images [n, …], returns the denoiser (x_t, t) -> ε̂ to measure on them. So a
-            PDAE is ``lambda x: pdae.denoiser(pdae.encode(x), shift="ddpm")`` and a plain DPM ``lambda x: dpm``.
+            PDAE is ``lambda x: pdae.trained_denoiser(pdae.encode(x))`` and a plain DPM ``lambda x: dpm``.
         seed: the noise of image i at timestep t depends on (seed, t, i) alone: two models measured with one seed
             see the same noise.
         noise: "gaussian"; "uniform" on [0, 1) repeats the authors' released measurement, which is inflated at large t.
     """
-    from . import counter_rng
-
     if not x_0.is_floating_point() or len(x_0) < 1:
         raise ValueError(f"x_0 is {x_0.dtype} {list(x_0.shape)}; want float [N, …] with N of at least 1")
     if noise not in ("gaussian", "uniform"):
@@ -71,8 +69,7 @@ def noise_error(denoiser_for, x_0: Tensor, schedule: NoiseSchedule, ts, seed: in
         index = torch.arange(start, start + len(batch), device=batch.device)
         for i, t in enumerate(ts):
             eps = draw(seed, int(t), index, tuple(batch.shape[1:])).to(batch.dtype)
-            t_batch = torch.full((len(batch),), int(t), dtype=torch.int64, device=batch.device)
-            error = eps - denoiser(schedule.add_noise(batch, t_batch, eps), t_batch)
+            error = eps - denoiser(schedule.add_noise(batch, int(t), eps), torch.tensor(int(t)))
             total[i] += error.square().flatten(1).mean(1).cpu().double().sum()
     return (total / len(x_0)).float()
 

@@ -1,45 +1,36 @@
-"""PDAE: a frozen DPM, a semantic encoder and a gradient estimator (Section 3)."""
+"""PDAE: a frozen DPM, a semantic encoder and an estimator of what z adds (Section 3)."""
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import Autoencoder, check_sampler
+from .autoencoder import Autoencoder
 from .checkpoint import build, describe, keep_by
-from .clock import on_host
 from .losses import pdae_loss
-from .schedule import NoiseSchedule, expand
+from .networks.side import BlackBox
+from .schedule import NoiseSchedule, Time, expand
 
-# How G enters ε̂ = ε_θ − c_t G: the training form k_t, exact for DDPM steps (eq. 7), and the DDIM form (eq. 6).
+# How the paper's G enters ε̂ = ε_θ − c_t G: the training form k_t, exact for DDPM steps (eq. 7), and the DDIM form (eq. 6).
 SHIFTS = {"ddpm": "shift_coefficient", "ddim": "sqrt_one_minus_alpha_bar"}
-SHIFT_OF_SAMPLER = {"ddim": "ddim", "ddpm": "ddpm", "dpm_solver": "ddim"}
+FORMS = ("difference", "paper")
 
-Scale = float | Tensor | Callable[[Tensor], Tensor]  # a number, [N], or a function of t [N] that gives one of them
+Scale = float | Tensor | Callable[[Tensor], Tensor]  # a number, [N], or a function of t that gives one of them
 
 
-def scale_at(scale: Scale, t: Tensor, like: Tensor) -> Tensor:
-    """The scale of a shift at t [N] for each of `like` [N, …]: [N], in its dtype, but on the CPU, where it decides what is run."""
-    value = torch.as_tensor(scale(on_host(t)) if callable(scale) else scale, dtype=like.dtype, device="cpu").reshape(-1)
+def scale_at(scale: Scale, t: Time, like: Tensor) -> Tensor:
+    """The scale of a shift at t, for each of `like` [N, …] or one for all: [N] or [1], float32, on the CPU, where it decides what is
+    run."""
+    value = scale(torch.as_tensor(t).cpu()) if callable(scale) else scale
+    value = torch.as_tensor(value, dtype=torch.float32, device="cpu").reshape(-1)
     if len(value) not in (1, len(like)):
         raise ValueError(f"scale has {len(value)} values for {len(like)} images; want a number or [N]")
-    return value.expand(len(like))
-
-
-def some_rows(scale: Tensor) -> Tensor | slice | None:
-    """Where a scale [N] isn't 0: the index of all rows, of some, or None."""
-    used = scale.ne(0)
-    return None if not used.any() else slice(None) if used.all() else used.nonzero()[:, 0]
-
-
-def of_rows(values: Tensor, rows: Tensor | slice) -> Tensor:
-    """Some rows of values [N, …]; of [1, …], which are for all, that one."""
-    return values if len(values) == 1 else values[rows]
+    return value
 
 
 def batch_map(features, n: int, change: Callable[[Tensor], Tensor]):
     """A trunk's features, with every part that has a row for each of n images changed. Rows that stand for all stay."""
     if torch.is_tensor(features):
-        return change(features) if len(features) == n else features
+        return change(features) if features.ndim and len(features) == n else features
     if isinstance(features, tuple):
         parts = [batch_map(part, n, change) for part in features]
         return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)
@@ -47,38 +38,38 @@ def batch_map(features, n: int, change: Callable[[Tensor], Tensor]):
 
 
 class ShiftedDenoiser:
-    """ε̂(x_t, t) = ε_θ − scale · c_t G(x_t, z, t): a noise predictor like any other. Made by `PDAE.denoiser`."""
+    """ε̂(x_t, t): the DPM's noise prediction, shifted by what z adds. Made by `PDAE.denoiser`, a noise predictor like any other."""
 
-    def __init__(self, pdae: "PDAE", z: Tensor, scale: Scale = 1.0, off_last: float = 0.0, shift: str = "ddim"):
-        if shift not in SHIFTS:
+    def __init__(self, pdae: "PDAE", z: Tensor, scale: Scale = 1.0, off_last: float = 0.0, shift: str | None = None):
+        if shift is not None and pdae.form != "paper":
+            raise ValueError(f"shift={shift!r}, but this PDAE is in the difference form, whose shift has one form only; leave it out")
+        if shift not in (None, *SHIFTS):
             raise ValueError(f"shift {shift!r}; want one of {', '.join(SHIFTS)}")
         if not 0.0 <= off_last <= 1.0:
             raise ValueError(f"off_last={off_last}; want a share of the steps, from 0 to 1")
-        self.pdae, self.z = pdae, z
+        self.pdae, self.z, self.data_range = pdae, z, pdae.data_range
         self.scale = scale.cpu() if torch.is_tensor(scale) else scale  # once, not in every step
-        self.data_range = pdae.data_range
         self.first_t = off_last * pdae.schedule.T  # plain DPM where t is below
-        self.shift = shift
+        self.coefficient = SHIFTS[shift or "ddim"]
 
-    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Time) -> Tensor:
         if len(self.z) not in (1, len(x_t)):
             raise ValueError(f"z holds {len(self.z)} codes for {len(x_t)} images; want one each, or one for all")
-        features = self.pdae.features(x_t, t)
-        eps = self.pdae.eps(features)
-        scale = scale_at(self.scale, t, eps) * (on_host(t) >= self.first_t)
-        rows = some_rows(scale)
-        if rows is None:
-            return eps  # the estimator isn't run where it has no say
-        coefficient = expand(scale.to(eps.device), eps) * self.pdae.schedule.at(SHIFTS[self.shift], t, eps)
-        if isinstance(rows, slice):
-            return eps - coefficient * self.gradient(features, rows, len(x_t))
-        rows = rows.to(eps.device)
-        some = batch_map(features, len(x_t), lambda part: part[rows])
-        return eps.index_add(0, rows, -coefficient[rows] * self.gradient(some, rows, len(rows)))
+        pdae, features = self.pdae, self.pdae.features(x_t, t)
+        scale = scale_at(self.scale, t, x_t) * (torch.as_tensor(t).cpu() >= self.first_t)
+        if not scale.any():
+            return pdae.eps(features)  # z has no say: the estimator isn't run
+        known = self.estimate(features, len(x_t))
+        if pdae.form == "paper":  # ε̂ = ε_θ − s c_t G
+            shift = expand(scale.to(x_t), x_t) * pdae.schedule.at(self.coefficient, t, x_t)
+            return pdae.eps(features) - shift * known
+        if scale.eq(1).all():
+            return known  # ε̂ = ε_z: the frozen head isn't run
+        return torch.lerp(pdae.eps(features), known, expand(scale.to(known), known))  # ε̂ = ε_θ + s (ε_z − ε_θ)
 
-    def gradient(self, features, rows: Tensor | slice, n: int) -> Tensor:
-        """G [n, C, H, W] at the features of n images, which are those `rows` of the batch."""
-        return self.pdae.gradient(features, of_rows(self.z, rows))
+    def estimate(self, features, n: int) -> Tensor:
+        """G or ε_z [n, C, H, W], by the PDAE's form, at the features of n images."""
+        return self.pdae.estimate(features, self.z)
 
 
 class PDAE(Autoencoder):
@@ -86,30 +77,54 @@ class PDAE(Autoencoder):
 
     Args:
         dpm: the noise predictor, cut in two: `trunk(x_t, t)` and `head(features)`. It is frozen here, and stays in
-            eval mode whatever `train()` says.
+            eval mode whatever `train()` says. Any other callable (x_t, t [N]) -> ε gets a network of its own beside it
+            (`networks.side`); the encoder's configuration says what its images are.
         encoder: x_0 [N, C, H, W] -> z [N, z_dim], with a `z_dim`; or a `LabelEncoder`, for a class-conditional G.
         schedule: the DPM's noise schedule.
-        estimator: features, z -> G [N, C, H, W]; None: a fresh one on the DPM's trunk (output zero).
-        precondition: None: the estimator's output is G, as in the paper. "v": G = √SNR(t) · output, so that the
-            output is the shift in units of v, of similar size at all but the smallest t (see the chapter on
-            filling the gap).
+        estimator: a module (features, z) -> [N, C, H, W]; None: a fresh one on the DPM's trunk.
+        form: what the estimator predicts. "difference": the noise itself, knowing z, ε_z = F(trunk(x_t, t), z), where F starts as a
+            copy of the DPM's head; the shift is the difference to ε_θ, and G = (ε_θ − ε_z)/√(1−ᾱ_t). "paper": G, by a fresh head
+            whose output starts at zero. In either form z changes nothing at the start: PDAE is the DPM. None: "difference", or
+            "paper" if `estimator` or `precondition` is given, which were that form's before there were two.
+        precondition: of the paper's form. None: the estimator's output is G, as in the paper. "v": G = √SNR(t) · output, so
+            that the output is the shift in units of v, of similar size at all but the smallest t.
+        codec: a frozen pair images -> x_0 -> images, for a DPM of latents (`interop.codec_from_diffusers`); None: x_0 are the images.
+
+    Raises:
+        ValueError: an unknown form; a precondition without the paper's form; a schedule that isn't the DPM's own.
     """
 
-    def __init__(self, dpm: nn.Module, encoder: nn.Module, schedule: NoiseSchedule, estimator: nn.Module | None = None,
-                 precondition: str | None = None):
-        super().__init__()
-        if precondition not in (None, "v"):
-            raise ValueError(f"precondition {precondition!r}; want None or 'v'")
-        self.dpm, self.encoder, self.schedule = dpm.eval().requires_grad_(False), encoder, schedule
-        self.estimator = dpm.gradient_estimator(encoder.z_dim) if estimator is None else estimator
-        self.precondition = precondition
-
     default_weight = "pdae"
+    denoiser_options = ("scale", "off_last", "shift")
+
+    def __init__(self, dpm: Callable, encoder: nn.Module, schedule: NoiseSchedule, estimator: nn.Module | None = None,
+                 precondition: str | None = None, form: str | None = None, codec: nn.Module | None = None):
+        super().__init__()
+        if form is None:
+            form = "difference" if estimator is None and precondition is None else "paper"
+        if form not in FORMS:
+            raise ValueError(f"form {form!r}; want one of {', '.join(FORMS)}")
+        if precondition not in (None, "v") or precondition and form != "paper":
+            raise ValueError(f"precondition {precondition!r}; want None or 'v'" if form == "paper" else
+                             f"precondition {precondition!r} is the paper's form's; want form='paper', or None")
+        if not hasattr(dpm, "trunk"):
+            dpm = BlackBox(dpm, schedule, encoder.config.image_size, encoder.config.in_channels)
+        own = getattr(dpm, "schedule", schedule)
+        if not schedule.same_as(own):
+            raise ValueError(f"the schedule is {schedule}, but the DPM's own is {own}; give that one")
+        self.dpm, self.encoder, self.schedule = dpm.eval().requires_grad_(False), encoder, schedule
+        self.form, self.precondition = form, precondition
+        self.codec = None if codec is None else codec.eval().requires_grad_(False)
+        if estimator is None:
+            estimator = (dpm.gradient_estimator if form == "paper" else dpm.noise_estimator)(encoder.z_dim)
+        self.estimator = estimator
 
     def train(self, mode: bool = True) -> "PDAE":
-        """Train mode for encoder and estimator; the DPM stays in eval mode."""
+        """Train mode for encoder and estimator; the DPM and the codec stay in eval mode."""
         super().train(mode)
         self.dpm.eval()
+        if self.codec is not None:
+            self.codec.eval()
         return self
 
     def trainable(self) -> nn.ModuleDict:
@@ -128,7 +143,7 @@ class PDAE(Autoencoder):
     # ---- the parts ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def features(self, x_t: Tensor, t: Tensor):
+    def features(self, x_t: Tensor, t: Time):
         """Trunk features of the frozen DPM; never part of a graph."""
         return self.dpm.trunk(x_t, t)
 
@@ -137,61 +152,51 @@ class PDAE(Autoencoder):
         """ε_θ [N, C, H, W] of the frozen DPM."""
         return self.dpm.head(features)
 
-    def gradient(self, features, z: Tensor) -> Tensor:
-        """G_ψ(x_t, z, t) [N, C, H, W]: the estimate of ∇ log p(z | x_t)."""
-        gradient = self.estimator(features, z)
-        if self.precondition == "v":
-            snr = self.schedule.at("snr", features.t, gradient)
-            gradient = snr.sqrt() * gradient
-        return gradient
+    def estimate(self, features, z: Tensor) -> Tensor:
+        """What the estimator says, [N, C, H, W]: ε_z(x_t, t), the noise given z, in the difference form; G in the paper's."""
+        output = self.estimator(features, z)
+        if self.form == "difference":
+            return self.dpm.convert(output, features)
+        return output if self.precondition is None else self.schedule.at("snr", features.t, output).sqrt() * output
 
-    def forward(self, x_t: Tensor, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(ε_θ, G), each [N, C, H, W], from x_t [N, C, H, W], t int64 [N] in 0 … T−1, z [N, z_dim]."""
+    def known_eps(self, x_t: Tensor, t: Time, z: Tensor) -> Tensor:
+        """The best guess at ε given z, as it is trained, [N, C, H, W]: ε_z, or ε_θ − k_t G (eq. 7)."""
+        features = self.features(x_t, t)
+        known = self.estimate(features, z)
+        return known if self.form == "difference" else self.eps(features) - self.schedule.at("shift_coefficient", t, x_t) * known
+
+    def forward(self, x_t: Tensor, t: Time, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(ε_θ, G), each [N, C, H, W], from x_t [N, C, H, W], t in 0 … T−1, z [N, z_dim]. G estimates ∇ log p(z | x_t). In the
+        difference form it is (ε_θ − ε_z)/√(1−ᾱ_t), to be multiplied by √(1−ᾱ_t), never by k_t."""
         self.schedule.check_t(t)
         features = self.features(x_t, t)
-        return self.eps(features), self.gradient(features, z)
+        eps, known = self.eps(features), self.estimate(features, z)
+        return eps, known if self.form == "paper" else (eps - known) / self.schedule.at("sqrt_one_minus_alpha_bar", t, eps)
 
     # ---- an autoencoder -------------------------------------------------------------------------------------------
 
-    def denoiser(self, z: Tensor, scale: Scale = 1.0, off_last: float = 0.0, shift: str = "ddim") -> ShiftedDenoiser:
-        """The noise predictor ε̂ = ε_θ − scale · c_t G(x_t, z, t).
+    def denoiser(self, z: Tensor, scale: Scale = 1.0, off_last: float = 0.0, shift: str | None = None) -> ShiftedDenoiser:
+        """The noise predictor ε̂ = ε_θ − scale · √(1−ᾱ_t) G(x_t, z, t), which is ε_z for scale 1 in the difference form.
 
         Args:
             z: [N, z_dim].
-            scale: multiplies the shift; a number, [N], or a function of t int64 [N] that gives one of them, for example
-                ``lambda t: 2.0 * ((t >= 300) & (t < 700))`` (an interval) or ``lambda t: 3 * t / 1000`` (a ramp). 0 is the plain
-                DPM: where it is 0 for all, the estimator isn't run.
+            scale: multiplies the shift; a number, [N], or a function of t (0-d or [N], on the CPU) that gives one of them, for
+                example ``lambda t: 2.0 * ((t >= 300) & (t < 700))`` (an interval) or ``lambda t: 3 * t / 1000`` (a ramp). 0 is the
+                plain DPM: where it is 0 for all, the estimator isn't run.
             off_last: plain DPM where t < off_last · T (the paper's unconditional samples: 0.3).
-            shift: "ddim", c_t = √(1−ᾱ_t) (eq. 6), right for a true ∇ log p(z | x_t); "ddpm", c_t = k_t, the form it was trained
-                in: exact for DDPM (eq. 7), and consistent in DDIM too, since the loss makes ε_θ − k_t G the best guess at ε. They
-                differ where t is small and z has little to add, so images hardly do; the default is the paper's.
+            shift: of the paper's form. "ddim", the default, c_t = √(1−ᾱ_t) (eq. 6), right for a true ∇ log p(z | x_t); "ddpm",
+                c_t = k_t, the form it was trained in: exact for DDPM (eq. 7), and consistent in DDIM too, since the loss makes
+                ε_θ − k_t G the best guess at ε. They differ where t is small and z has little to add.
         """
         return ShiftedDenoiser(self, z, scale, off_last, shift)
 
-    @torch.no_grad()
-    def decode(self, z: Tensor, x_T: Tensor | None = None, steps: int = 100, sampler: str = "ddim", scale: Scale = 1.0,
-               off_last: float = 0.0, shift: str | None = None, generator: torch.Generator | None = None, **options) -> Tensor:
-        """Images [N, C, H, W] from codes z [N, z_dim].
+    def trained_denoiser(self, z: Tensor) -> ShiftedDenoiser:
+        """The denoiser in the form that was trained, whose error `fill` is made of."""
+        return self.denoiser(z, shift="ddpm" if self.form == "paper" else None)
 
-        Args:
-            x_T: the stochastic code; None draws Gaussian noise.
-            steps: network evaluations, 1 … T.
-            sampler: "ddim", "ddpm" or "dpm_solver". It decides the form of the shift unless `shift` says otherwise.
-            scale, off_last: see `denoiser`.
-            options: passed to the sampler (`eta`, `clip`, `grid`, `progress`, `callback`).
-        """
-        check_sampler(sampler)
-        denoiser = self.denoiser(z, scale, off_last, SHIFT_OF_SAMPLER[sampler] if shift is None else shift)
-        return super().decode(z, x_T, steps, sampler, generator, denoiser, **options)
-
-    @torch.no_grad()
-    def invert(self, x_0: Tensor, z: Tensor | None = None, steps: int = 100, shift: str = "ddim", **options) -> Tensor:
-        """The stochastic code x_T [N, C, H, W] of images x_0 (eq. 8); z is encoded from x_0 if it isn't given.
-
-        `options` go to `sampling.invert` (`fixed_point`, `grid`, `clip`, `progress`, `callback`).
-        """
-        z = self.encode(x_0) if z is None else z
-        return super().invert(x_0, z, steps, self.denoiser(z, shift=shift), **options)
+    def sampler_options(self, sampler: str) -> dict:
+        """The paper's form has one shift for DDPM's steps, another for the rest."""
+        return {"shift": "ddpm" if sampler == "ddpm" else "ddim"} if self.form == "paper" else {}
 
     # ---- files ----------------------------------------------------------------------------------------------------
 
@@ -205,10 +210,13 @@ class PDAE(Autoencoder):
         super().save(path, metadata)
 
     def to_config(self) -> dict:
-        return {"dpm": describe(self.dpm), "encoder": describe(self.encoder), "schedule": self.schedule.to_config(),
-                "precondition": self.precondition}
+        config = {"dpm": describe(self.dpm), "encoder": describe(self.encoder), "schedule": self.schedule.to_config(),
+                  "precondition": self.precondition, "form": self.form}
+        return config if self.codec is None else config | {"codec": describe(self.codec)}
 
     @classmethod
     def from_config(cls, config: dict) -> "PDAE":
+        """The inverse of `to_config`; weights are random. Files from before there were forms hold the paper's."""
+        codec = config.get("codec")
         return cls(build(config["dpm"]), build(config["encoder"]), NoiseSchedule.from_config(config["schedule"]),
-                   precondition=config["precondition"])
+                   precondition=config["precondition"], form=config.get("form", "paper"), codec=codec and build(codec))

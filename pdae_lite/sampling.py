@@ -1,7 +1,8 @@
-"""Samplers: free functions over a denoiser, a callable (x_t, t) -> ε with t int64 [N].
+"""Samplers: free functions over a denoiser, a callable (x_t, t) -> ε.
 
 They know nothing of z, classes or guidance: those live in the denoiser. Each step has explicit end points
-`t_cur`, `t_next`; t = −1 is the clean image (ᾱ = 1).
+`t_cur`, `t_next`; t = −1 is the clean image (ᾱ = 1). Denoisers are told t as a 0-d int64 tensor on the CPU, one for all images: free to
+read where something is decided by it, and it mixes with tensors on a GPU.
 """
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .clock import Clock
 from .progress import progress_bar
 from .schedule import NoiseSchedule
 
@@ -71,6 +71,18 @@ def clip_range(denoiser: Denoiser, clip: bool) -> tuple[float, float] | None:
     return getattr(denoiser, "data_range", (-1.0, 1.0)) if clip else None
 
 
+def randn(shape: Sequence[int], device, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Gaussian noise on a device. It is drawn where the generator lives and moved, so a CPU generator's seed gives the same noise on
+    every device. float32, or float64 where `dtype` is: steps of a sampler are too small for less."""
+    source = device if generator is None else generator.device
+    return torch.randn(tuple(shape), dtype=torch.promote_types(torch.float32, dtype), device=source, generator=generator).to(device)
+
+
+def now(t: int) -> Tensor:
+    """t as denoisers are told it. The clean image, t = −1, is shown to networks as t = 0."""
+    return torch.tensor(max(t, 0), device="cpu")
+
+
 def _pairs(points: list[int], progress: bool, name: str) -> Iterable[tuple[int, int]]:
     return progress_bar(list(zip(points[:-1], points[1:])), desc=name, show=progress)
 
@@ -90,13 +102,9 @@ def ddim(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int = 
     """
     limits = clip_range(denoiser, clip)
     x, points = x_T, time_grid(schedule, steps, grid)[::-1]
-    clock = Clock(x, points[:-1])
     for t_cur, t_next in _pairs(points, progress, "ddim"):
-        eps = denoiser(x, clock(t_cur))
-        noise = None
-        if eta > 0:
-            source = x.device if generator is None else generator.device  # a CPU generator gives the same noise everywhere
-            noise = torch.randn(x.shape, dtype=x.dtype, device=source, generator=generator).to(x.device)
+        eps = denoiser(x, now(t_cur))
+        noise = randn(x.shape, x.device, generator, x.dtype) if eta > 0 else None
         x = ddim_step(x, eps, t_cur, t_next, schedule, clip_range=limits, eta=eta, noise=noise)
         if callback is not None:
             callback(t_next, x)
@@ -119,7 +127,7 @@ def ddpm(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int | 
 @torch.no_grad()
 def dpm_solver(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int = 20, clip: bool = True,
                grid: str | Sequence[int] = "uniform", correct: bool = False, progress: bool = False,
-               callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
+               generator: torch.Generator | None = None, callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): second order, one evaluation a step, x_T [N, …] to x_0 [N, …].
 
     In λ = log(√ᾱ/√(1−ᾱ)), with h = λ_next − λ_cur and h' the step before it:
@@ -132,14 +140,14 @@ def dpm_solver(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: 
     Args:
         correct: once x̂_0 at x_next is known, take the step that led there anew, with the parabola through the three guesses; that
             is UniPC of order 2 (Zhao et al. 2023), and no evaluation more. The images that `callback` gets aren't corrected yet.
+        generator: not used, as nothing is drawn; all samplers take one.
     """
     limits = clip_range(denoiser, clip)
     x, before, last = x_T, None, None  # before: λ and x̂_0 of the last point; last: the step that led here
     points = time_grid(schedule, steps, grid)[::-1]
-    clock = Clock(x, points[:-1])
     for t_cur, t_next in _pairs(points, progress, "dpm_solver"):
         (a, s), (a_next, s_next) = schedule.level(t_cur), schedule.level(t_next)
-        x_0 = (x - s * denoiser(x, clock(t_cur))) / a
+        x_0 = (x - s * denoiser(x, now(t_cur))) / a
         if limits is not None:
             x_0 = x_0.clamp(*limits)
         if correct and last is not None:
@@ -195,16 +203,15 @@ def invert(denoiser: Denoiser, x_0: Tensor, schedule: NoiseSchedule, steps: int 
         raise ValueError(f"order={order}, fixed_point={fixed_point}; want order 1, or order 2 without fixed_point")
     limits = clip_range(denoiser, clip)
     x, before, points = x_0, None, time_grid(schedule, steps, grid)
-    clock = Clock(x, points)
     for t_cur, t_next in _pairs(points, progress, "invert"):
-        eps = denoiser(x, clock(t_cur))
+        eps = denoiser(x, now(t_cur))
         if order == 2:
             (a, s), (a_next, s_next) = schedule.level(t_cur), schedule.level(t_next)
             h = s_next / a_next - s / a  # the step in σ̄ = √(1−ᾱ)/√ᾱ, where the equation is dx̄/dσ̄ = ε
             eps, before = (eps if before is None else eps + 0.5 * h / before[1] * (eps - before[0])), (eps, h)
         x_next = ddim_step(x, eps, t_cur, t_next, schedule, clip_range=limits)
         for _ in range(fixed_point):
-            eps = denoiser(x_next, clock(t_next))
+            eps = denoiser(x_next, now(t_next))
             x_next = ddim_step(x, eps, t_cur, t_next, schedule, clip_range=limits)
         x = x_next
         if callback is not None:

@@ -37,8 +37,6 @@ def accelerate(model: nn.Module, dtype: torch.dtype | None = None, compile: bool
                 norm.float()
     if not compile:
         return fast
-    for owner in {id(m.schedule): m for m in (fast, network, *fast.modules()) if hasattr(m, "schedule")}.values():
-        owner.schedule.prepare(device)
     record = device.type == "cuda" if graphs is None else graphs
     made = functools.partial(torch.compile, dynamic=False, mode="reduce-overhead" if record else None)
     trunk, head = made(network.trunk), made(network.head)
@@ -46,7 +44,7 @@ def accelerate(model: nn.Module, dtype: torch.dtype | None = None, compile: bool
     def first(x_t, t, *condition):
         if record:
             torch.compiler.cudagraph_mark_step_begin()  # what an earlier step left in the graphs' memory may go
-        return trunk(x_t, t.clone(), *condition)  # a plain tensor: the embedding is part of the graph
+        return trunk(x_t, torch.as_tensor(t).to(x_t.device), *condition)
 
     def kept(function):
         """Results that outlive the next replay."""

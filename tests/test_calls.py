@@ -1,6 +1,4 @@
 """No wasted work: how often each part of a network runs, and on how many images."""
-import copy
-
 import pytest
 import torch
 from guided_parts import SCHEDULE, T_BATCH, Y, classifier, codes, dpm, filled, noise, pdae
@@ -8,8 +6,8 @@ from guided_parts import SCHEDULE, T_BATCH, Y, classifier, codes, dpm, filled, n
 from pdae_lite import sampling
 from pdae_lite.applications.latent import LatentConfig, LatentDPM
 from pdae_lite.belm import belm, belm_invert
-from pdae_lite.clock import Clock, GridEmbedding, on_host
 from pdae_lite.guidance import guided, mixed, staged, sweep
+from pdae_lite.networks.dpm import per_sample
 from pdae_lite.speed import accelerate
 
 
@@ -40,23 +38,11 @@ RUNS = {"ddim": lambda d, x: sampling.ddim(d, x, SCHEDULE, 6), "ddpm": lambda d,
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_one_evaluation_a_step_and_one_embedding_a_grid(run):
+def test_one_evaluation_a_step_and_one_row_of_time(run):
     model, trunk, head, shift, time = watched()
     RUNS[run](model.denoiser(codes()), noise())
     assert trunk.rows == head.rows == shift.rows == [3] * 6
-    assert len(time.rows) == 1 and time.rows[0] in (6, 7)  # each t of the grid once, for all images
-
-
-def test_the_grid_embedding_changes_nothing_and_never_goes_stale():
-    model, plain = pdae(), pdae()
-    plain.dpm._grid_embedding = lambda t, embed: embed(t)
-    x, z = noise(), codes()
-    torch.testing.assert_close(model.decode(z, x, 6), plain.decode(z, x, 6), rtol=1e-4, atol=2e-4)  # sums in another order, 6 steps
-    before = model.decode(z, x, 6)
-    for p in model.dpm.time_embed.parameters():
-        p.data.mul_(2.0)
-    assert not torch.allclose(model.decode(z, x, 6), before, atol=1e-3)  # weights that changed are seen
-    assert copy.deepcopy(model.dpm)._grid_embedding.times is None
+    assert time.rows == [1] * 6  # t is embedded once for the whole batch
 
 
 def with_latent():
@@ -79,45 +65,42 @@ def with_diffusers():
 
 @pytest.mark.parametrize("make", [with_latent, with_diffusers])
 @pytest.mark.parametrize("run", RUNS)
-def test_one_embedding_a_grid_of_other_networks(make, run):
+def test_one_row_of_time_in_other_networks(make, run):
     model, x, time = make()
     RUNS[run](model, x)
-    assert len(time.rows) == 1 and time.rows[0] in (6, 7)
+    assert time.rows == [1] * 6
 
 
-@pytest.mark.parametrize("make", [with_latent, with_diffusers])
-def test_the_grid_embedding_changes_nothing_in_other_networks(make):
+def with_unet():
+    """A plain DPM, its noise, and the calls of its time embedding."""
+    model = dpm()
+    return model, noise(), Calls(model.time_embed)
+
+
+@pytest.mark.parametrize("make", [with_latent, with_diffusers, with_unet])
+def test_t_is_an_int_a_0d_tensor_or_one_for_each(make):
     model, x, time = make()
-    got = sampling.ddim(model, x, SCHEDULE, 6, clip=False)
-    assert len(time.rows) == 1
-    want = sampling.ddim(lambda x_t, t: model(x_t, t.clone()), x, SCHEDULE, 6, clip=False)  # no sampler's t: embedded in each step
-    assert time.rows[1:] == [len(x)] * 6
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-4)
-
-
-def test_a_clock():
-    clock = Clock(noise(), [-1, 0, 30, 99])
-    assert [clock(t).tolist() for t in (-1, 0, 30, 99)] == [[0] * 3, [0] * 3, [30] * 3, [99] * 3]
-    assert clock(30).dtype == torch.int64 and clock(30).moment.value == 30
-    assert on_host(clock(30)).tolist() == [30] * 3 and torch.equal(on_host(T_BATCH), T_BATCH)
-    remembered, calls = GridEmbedding(), []
-
-    def embed(t):
-        calls.append(t.tolist())
-        return t[:, None].float()
-
     with torch.no_grad():
-        assert remembered(clock(30), embed).tolist() == [[30.0]] and remembered(clock(99), embed).tolist() == [[99.0]]
-        assert remembered(T_BATCH, embed).shape == (3, 1)
-    assert remembered(clock(30), embed).shape == (3, 1)  # with gradients on, nothing is remembered
-    assert calls == [[0, 30, 99], T_BATCH.tolist(), [30] * 3]
+        given = [model(x, t) for t in (30, torch.tensor(30), torch.full((len(x),), 30))]
+    assert time.rows == [1, 1, len(x)] and torch.equal(given[0], given[1])
+    torch.testing.assert_close(given[0], given[2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_foreign_callable_may_want_t_for_each_sample():
+    def foreign(x_t, t):
+        assert t.shape == (len(x_t),) and t.dtype == torch.int64
+        return x_t * t.reshape(-1, 1, 1, 1) / 100
+
+    wrapped = per_sample(foreign)
+    assert torch.equal(wrapped(noise(), 30), foreign(noise(), torch.full((3,), 30)))
+    assert sampling.ddim(wrapped, noise(), SCHEDULE, 6).isfinite().all()
 
 
 def test_the_estimator_runs_only_where_its_scale_is_not_0():
     model, trunk, head, shift, _ = watched()
     scale = torch.tensor([0.0, 1.0, 2.0])
     some = model.decode(codes(), noise(), 6, scale=scale)
-    assert trunk.rows == head.rows == [3] * 6 and shift.rows == [2] * 6
+    assert trunk.rows == head.rows == shift.rows == [3] * 6
     plain = pdae()
     for i in range(3):
         torch.testing.assert_close(some[[i]], plain.decode(codes()[[i]], noise()[[i]], 6, scale=float(scale[i])), rtol=1e-4, atol=1e-5)
@@ -127,9 +110,6 @@ def test_the_estimator_runs_only_where_its_scale_is_not_0():
     assert shift.rows == []
     model.decode(codes(), noise(), 6, scale=lambda t: 1.0 * (t >= 50))
     assert shift.rows == [3] * 3
-    # a batch of several t, as in training: only the rows that use it
-    model.denoiser(codes(), off_last=0.6)(noise(), T_BATCH)
-    assert shift.rows[3:] == [1]
     one = torch.tensor([1.0, 0.0, 1.0])
     want = model.denoiser(codes(1).expand(3, -1), one)(noise(), T_BATCH)
     torch.testing.assert_close(model.denoiser(codes(1), one)(noise(), T_BATCH), want)
@@ -139,12 +119,12 @@ def test_the_estimator_runs_only_where_its_scale_is_not_0():
 def test_a_mix_of_two_codes(how):
     model, trunk, head, shift, time = watched()
     sampling.ddim(mixed(model, codes(), codes(seed=4), 0.5, how), noise(), SCHEDULE, 6)
-    assert trunk.rows == head.rows == [3] * 6 and len(time.rows) == 1
+    assert trunk.rows == head.rows == [3] * 6 and time.rows == [1] * 6
     assert shift.rows == [6 if how == "gradient" else 3] * 6
     shift.rows.clear()
     scale = torch.tensor([1.0, 0.0, 1.0])
     got = mixed(model, codes(), codes(seed=4), torch.tensor([0.2, 0.5, 0.8]), how, scale=scale)(noise(), T_BATCH)
-    assert shift.rows == [4 if how == "gradient" else 2]
+    assert shift.rows == [6 if how == "gradient" else 3]
     want = mixed(model, codes(), codes(seed=4), torch.tensor([0.2, 0.5, 0.8]), how)(noise(), T_BATCH)
     torch.testing.assert_close(got[[0, 2]], want[[0, 2]], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got[1], model.dpm(noise(), T_BATCH)[1], rtol=1e-4, atol=1e-5)
@@ -154,26 +134,28 @@ def test_a_sweep_of_scales_shares_a_batch():
     model, trunk, head, shift, time = watched()
     images = sweep(model, codes(), noise(), [0.0, 1.0, 2.0], steps=6)
     assert images.shape == (3, 3, 1, 8, 8)
-    assert trunk.rows == head.rows == [9] * 6 and shift.rows == [6] * 6 and len(time.rows) == 1
+    assert trunk.rows == head.rows == shift.rows == [9] * 6 and time.rows == [1] * 6
     for scale, image in zip((0.0, 1.0, 2.0), images):
         torch.testing.assert_close(image, pdae().decode(codes(), noise(), 6, scale=scale), rtol=1e-4, atol=1e-5)
     one = sweep(model, codes(1), noise(), torch.tensor([1.0]), steps=6, sampler="dpm_solver")
     torch.testing.assert_close(one[0], pdae().decode(codes(1), noise(), 6, "dpm_solver"), rtol=1e-4, atol=1e-5)
 
 
-def test_guidance_runs_the_classifier_only_on_rows_that_use_it():
+def test_guidance_runs_no_classifier_where_no_row_wants_it():
     network, plain = filled(classifier()), dpm()
     calls = Calls(network)
     got = guided(plain, network, Y, SCHEDULE, scale=torch.tensor([0.0, 1.0, 0.0]))(noise(), T_BATCH)
-    assert calls.rows == [1]
+    assert calls.rows == [3]
     torch.testing.assert_close(got[[0, 2]], plain(noise(), T_BATCH)[[0, 2]])
     want = guided(plain, network, Y, SCHEDULE)(noise(), T_BATCH)
     torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-5)
+    calls.rows.clear()
+    assert torch.equal(guided(plain, network, Y, SCHEDULE, scale=lambda t: 1.0 * (t > 50))(noise(), 30), plain(noise(), 30)) and not calls.rows
 
 
 def test_stages_run_one_denoiser_a_step():
     inside, outside = [], []
-    both = staged(lambda x, t: inside.append(int(t[0])) or x, lambda x, t: outside.append(int(t[0])) or x, 40, 70)
+    both = staged(lambda x, t: inside.append(int(t)) or x, lambda x, t: outside.append(int(t)) or x, 40, 70)
     sampling.ddim(both, noise(), SCHEDULE, 10)
     assert sorted(inside + outside) == list(range(9, 100, 10)) and inside == [69, 59, 49]
 

@@ -182,7 +182,7 @@ def test_the_scale_of_a_shift_may_follow_t(monkeypatch):
     assert calls.count == 7
     assert torch.equal(early, model.decode(z, noise(), 10, off_last=0.3))
     with pytest.raises(ValueError, match=r"scale has 2 values for 3 images; want a number or \[N\]"):
-        model.decode(z, noise(), 5, scale=lambda t: t[:2])
+        model.decode(z, noise(), 5, scale=lambda t: torch.ones(2))
 
 
 # ---- mixed ---------------------------------------------------------------------------------------------------------

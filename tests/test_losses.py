@@ -80,14 +80,8 @@ class FakePDAE:
     def encoder(self, x_0):
         return x_0.mean((1, 2, 3))[:, None]
 
-    def features(self, x_t, t):
-        return x_t
-
-    def eps(self, x_t):
-        return 0.5 * x_t
-
-    def gradient(self, x_t, z):
-        return z.reshape(-1, 1, 1, 1) * x_t
+    def known_eps(self, x_t, t, z):
+        return 0.5 * x_t - LINEAR.at("shift_coefficient", t, x_t) * z.reshape(-1, 1, 1, 1) * x_t
 
 
 def test_pdae_loss():

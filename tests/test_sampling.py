@@ -19,7 +19,7 @@ class Gaussian:
         self.schedule, self.seen = schedule, []
 
     def __call__(self, x, t):
-        self.seen.append(int(t[0]))
+        self.seen.append(int(t.reshape(-1)[0]))
         a, s = (self.schedule.at(k, t, x) for k in ("sqrt_alpha_bar", "sqrt_one_minus_alpha_bar"))
         return s * (x - a * MEAN) / (a**2 * STD**2 + s**2)
 

@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ..autoencoder import SAMPLERS, Autoencoder, check_sampler
 from ..checkpoint import Saved
-from ..clock import GridEmbedding
 from ..data.builtin import to_float
 from ..losses import dpm_loss, latent_loss
 from ..networks.blocks import timestep_embedding
 from ..pdae import PDAE
 from ..progress import progress_bar
+from ..sampling import randn
 from ..schedule import NoiseSchedule
 from ..training.batches import _collate
 
@@ -143,7 +143,6 @@ class LatentDPM(Saved):
         if self.stats.z_dim != config.z_dim:
             raise ValueError(f"stats are of codes with z_dim={self.stats.z_dim}, config says z_dim={config.z_dim}")
         self.time_embed = nn.Sequential(nn.Linear(config.time_channels, config.z_dim), nn.SiLU(), nn.Linear(config.z_dim, config.z_dim))
-        self._grid_embedding = GridEmbedding()
         seen = config.width + config.z_dim
         self.layers = nn.ModuleList([LatentLayer(config.z_dim, config), *(LatentLayer(seen, config) for _ in range(config.layers - 2)),
                                      LastLayer(seen, config)])
@@ -152,15 +151,12 @@ class LatentDPM(Saved):
         """ε [N, z_dim] from normalised noisy codes z_t [N, z_dim] and t int64 [N]; computed in the weights' precision."""
         _check_codes(z_t, "z_t", self.z_dim)
         self.schedule.check_t(t)
-        emb = self._grid_embedding(t, self._embed)
+        emb = self.time_embed(timestep_embedding(t, self.config.time_channels, self.time_embed[0].weight))
         z = z_t.to(self.time_embed[0].weight.dtype)
         h = self.layers[0](z, emb)
         for layer in self.layers[1:]:
             h = layer(torch.cat([h, z], 1), emb)
         return h.to(z_t.dtype)
-
-    def _embed(self, t: Tensor) -> Tensor:
-        return self.time_embed(timestep_embedding(t, self.config.time_channels).to(self.time_embed[0].weight.dtype))
 
     def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None, schedule: NoiseSchedule, weight) -> Tensor:
         """What `train` minimises: `losses.latent_loss`, or `dpm_loss` for "l2"; x_0 [N, z_dim] are normalised codes, as
@@ -181,11 +177,8 @@ class LatentDPM(Saved):
     # ---- sampling ---------------------------------------------------------------------------------------------------
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Gaussian z_T [n, z_dim], drawn on the generator's device and moved to the model's; float64 if the model is,
-        otherwise float32, as the steps of a sampler are too small for bf16."""
-        source = generator.device if generator is not None else self.device
-        dtype = torch.promote_types(torch.float32, self.time_embed[0].weight.dtype)
-        return torch.randn(n, self.z_dim, device=source, generator=generator).to(self.device, dtype)
+        """Gaussian z_T [n, z_dim], float32 (float64 for a float64 model); see `sampling.randn`."""
+        return randn((n, self.z_dim), self.device, generator).to(torch.promote_types(torch.float32, self.time_embed[0].weight.dtype))
 
     @torch.no_grad()
     def sample(self, n: int | None = None, steps: int = 100, z_T: Tensor | None = None, sampler: str = "ddim",
@@ -208,9 +201,7 @@ class LatentDPM(Saved):
             z_T = self.noise(n, generator)
         elif n not in (None, len(z_T)):
             raise ValueError(f"n={n}, but z_T holds {len(z_T)} codes")
-        if sampler != "dpm_solver":  # which draws nothing
-            options["generator"] = generator
-        return self.stats.denormalise(SAMPLERS[sampler](self, z_T, self.schedule, steps, grid=grid, **options))
+        return self.stats.denormalise(SAMPLERS[sampler](self, z_T, self.schedule, steps, grid=grid, generator=generator, **options))
 
     # ---- files ------------------------------------------------------------------------------------------------------
 

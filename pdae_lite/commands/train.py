@@ -116,7 +116,7 @@ def _train_pdae(args) -> None:
     data, config = _data(args, preset, size, channels), preset.train
     preset = _labelled(args, preset, data, config)
     facts = {} if kind is None else {"dpm_sha256": fingerprint(args.dpm, dpm)["sha256"]}
-    pdae = PDAE(dpm, preset.new_encoder(), schedule, precondition=preset.precondition)
+    pdae = PDAE(dpm, preset.new_encoder(), schedule, precondition=preset.precondition, form=preset.form)
     _run(pdae, data, config, args, {"dpm": args.dpm} | facts)
 
 

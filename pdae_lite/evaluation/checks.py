@@ -11,13 +11,6 @@ from ..data.builtin import to_float
 from ..metrics.features import Features
 from ..metrics.intervals import Estimate, bootstrap, middle, named
 from ..metrics.neighbours import nearest_distance
-from ..pdae import PDAE
-from ..sampling import Denoiser
-
-
-def trained_denoiser(model: Autoencoder, z: Tensor) -> Denoiser:
-    """The noise predictor that knows z, in the form that it was trained in."""
-    return model.denoiser(z, shift="ddpm") if isinstance(model, PDAE) else model.denoiser(z)
 
 
 @torch.no_grad()
@@ -35,7 +28,7 @@ def z_sensitivity(model: Autoencoder, x_0: Tensor, ts, seed: int = 0) -> dict[st
     if len(x_0) < 2:
         raise ValueError("x_0 holds 1 image; want at least 2, to swap their codes")
     z, index = model.encode(x_0), torch.arange(len(x_0), device=x_0.device)
-    own, other, out = trained_denoiser(model, z), trained_denoiser(model, z.roll(1, 0)), []
+    own, other, out = model.trained_denoiser(z), model.trained_denoiser(z.roll(1, 0)), []
     for t in ts:
         eps = counter_rng.normal(seed, int(t), index, tuple(x_0.shape[1:])).to(x_0)
         t_batch = torch.full((len(x_0),), int(t), dtype=torch.int64, device=x_0.device)

@@ -20,7 +20,7 @@ from ..metrics.images import mse
 from ..metrics.neighbours import nearest_is_own
 from ..pdae import PDAE
 from ..progress import progress_bar
-from .checks import copying, log_grid, noise_statistics, noisy_invert, pick, probe_scores, trained_denoiser, z_sensitivity
+from .checks import copying, log_grid, noise_statistics, noisy_invert, pick, probe_scores, z_sensitivity
 
 VERDICTS = ("ok", "look", "bad")
 REFERENCE_IMAGES = 1000  # for the linear reference: of fewer, a linear code looks better than it is
@@ -162,7 +162,7 @@ def _codes(z: Tensor) -> Finding:
 def _fill(model: PDAE, x: Tensor, reference: Tensor | None, seed: int) -> Finding:
     schedule, fills, ts = model.schedule, _times(model, FILL_AT), _times(model, NATS_AT)
     e_dpm = noise_error(lambda _: model.dpm, x, schedule, ts, seed)
-    e_own = noise_error(lambda v: trained_denoiser(model, model.encode(v)), x, schedule, ts, seed)
+    e_own = noise_error(lambda v: model.trained_denoiser(model.encode(v)), x, schedule, ts, seed)
     filled = fill(e_own, e_dpm)[[ts.index(t) for t in fills]]
     mean, gained = float(filled.mean()), nats(e_own, e_dpm, schedule, ts, x[0].numel())
     numbers = {"t": fills, "fill": filled.tolist(), "mean": mean, "nats": gained}
@@ -204,7 +204,7 @@ def _z(model: Autoencoder, x: Tensor, seed: int) -> Finding:
 
 def _overfitting(model: Autoencoder, x: Tensor, seen: Tensor, seed: int) -> Finding:
     ts = _times(model, FILL_AT[:5:2])
-    held_out, train = (noise_error(lambda v: trained_denoiser(model, model.encode(v)), y, model.schedule, ts, seed) for y in (x, seen))
+    held_out, train = (noise_error(lambda v: model.trained_denoiser(model.encode(v)), y, model.schedule, ts, seed) for y in (x, seen))
     ratio = float((held_out / train).log().mean().exp())
     says, numbers = (f"the error on held-out images is {ratio:.2f} times that on training images",
                      {"t": ts, "held_out": held_out.tolist(), "train": train.tolist(), "ratio": ratio})

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Source
-from ..clock import GridEmbedding
 from ..networks.blocks import check_images, zeroed
 from ..networks.dpm import NoisePredictor
 from ..networks.unet import Features
@@ -44,13 +43,12 @@ class DiffusersDPM(NoisePredictor):
         self.config = DiffusersConfig(network, network["in_channels"], tuple(size) if isinstance(size, list) else size,
                                       2 ** (len(unet.down_blocks) - 1))
         self.unet, self.data_range = unet, data_range
-        self._grid_embedding = GridEmbedding()
 
     def trunk(self, x_t: Tensor, t: Tensor) -> Features:
         """Time embedding and down blocks: all of the network that a gradient estimator shares."""
         check_images(x_t, self.config.in_channels, self.config.size_multiple, "x_t")
         unet, dtype = self.unet, self.unet.conv_in.weight.dtype
-        emb = self._grid_embedding(t, lambda ts: unet.time_embedding(unet.time_proj(ts).to(dtype)))
+        emb = unet.time_embedding(unet.time_proj(torch.as_tensor(t, device=x_t.device).reshape(-1)).to(dtype))
         x = x_t.to(dtype)  # computed in the weights' precision; heads give back x_t's
         h = unet.conv_in(2 * x - 1 if self.config.network["center_input_sample"] else x)
         skips = (h,)

@@ -44,7 +44,7 @@ def load_released_pdae(checkpoint: PathLike, config: PathLike, ddpm_config: Path
     # The release keeps DPM and estimator in one module; their names tell them apart.
     estimator_state = {k: v for k, v in state["ema_decoder"].items() if k.startswith(("shift", "label_emb"))}
     dpm_state = {k: v for k, v in state["ema_decoder"].items() if k not in estimator_state}
-    model = PDAE(UNet(unet_config), encoder, released_schedule(settings["diffusion_config"], config))
+    model = PDAE(UNet(unet_config), encoder, released_schedule(settings["diffusion_config"], config), form="paper")
     fill(model.dpm, dpm_state, checkpoint, ddpm_config)
     fill(model.estimator, estimator_state, checkpoint, ddpm_config)
     return model.eval()

@@ -6,12 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def timestep_embedding(t: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoidal embedding [N, channels] of t [N]: cosines, then sines."""
+def timestep_embedding(t: int | Tensor, channels: int, like: Tensor, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal embedding of t, cosines, then sines: [N, channels] of t [N], one row [1, channels] of one t; where `like` is, and
+    in its dtype."""
     half = channels // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t.float()[:, None] * frequencies[None]
-    return F.pad(torch.cat([angles.cos(), angles.sin()], 1), (0, channels % 2))
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=like.device) / half)
+    angles = torch.as_tensor(t, device=like.device).reshape(-1, 1).float() * frequencies
+    return F.pad(torch.cat([angles.cos(), angles.sin()], 1), (0, channels % 2)).to(like.dtype)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -20,7 +21,8 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype not in (torch.bfloat16, torch.float16):
             return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
+        weight, bias = self.weight.float(), self.bias.float()  # a model that was cast as a whole holds halves here, too
+        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 def group_norm(channels: int) -> GroupNorm:
@@ -105,10 +107,11 @@ class AttentionBlock(nn.Module):
         x = x.reshape(n, c, -1)
         qkv = self.qkv(self.norm(x))  # [N, 3C, L]
         d = c // self.num_heads
+        # Contiguous, with the channels last: else scaled_dot_product_attention takes its slow path on a CPU.
         if self.new_order:
-            q, k, v = qkv.reshape(n, 3, self.num_heads, d, -1).transpose(-1, -2).unbind(1)
+            q, k, v = qkv.reshape(n, 3, self.num_heads, d, -1).transpose(-1, -2).contiguous().unbind(1)
         else:
-            q, k, v = qkv.reshape(n, self.num_heads, 3, d, -1).transpose(-1, -2).unbind(2)
+            q, k, v = qkv.reshape(n, self.num_heads, 3, d, -1).transpose(-1, -2).contiguous().unbind(2)
         a = F.scaled_dot_product_attention(q, k, v)  # [N, heads, L, d]
         return (x + self.proj_out(a.transpose(-1, -2).reshape(n, c, -1))).reshape(n, c, *spatial)
 

@@ -33,7 +33,7 @@ class ClassifierConfig:
 class NoisyClassifier(Saved):
     """p(y | x_t, t): half a U-Net, its features averaged over 4×4 cells, and a linear layer (after ADM's classifiers).
 
-    Call: x_t [N, C, H, W], t int64 [N] -> logits [N, num_classes]. The last layer starts at zero: an untrained classifier says
+    Call: x_t [N, C, H, W], t -> logits [N, num_classes]. The last layer starts at zero: an untrained classifier says
     1/num_classes everywhere, and its guidance is none.
     """
 
@@ -65,7 +65,7 @@ class NoisyClassifier(Saved):
         unet, dtype = self.config.unet, self.time_embed[0].weight.dtype
         check_images(x_t, unet.in_channels, unet.size_multiple, "x_t")
         self.schedule.check_t(t)
-        emb = self.time_embed(timestep_embedding(t, unet.base_channels).to(dtype))
+        emb = self.time_embed(timestep_embedding(t, unet.base_channels, self.time_embed[0].weight))
         h = F.pixel_unshuffle(x_t.to(dtype), unet.patch_size)
         for block in self.input_blocks:
             h = block(h, emb)
@@ -100,9 +100,8 @@ class NoisyClassifier(Saved):
             batch, labels = x_0[start : start + batch_size], y[start : start + batch_size]
             index = torch.arange(start, start + len(batch), device=batch.device)
             for i, t in enumerate(ts):
-                t_batch = torch.full((len(batch),), int(t), dtype=torch.int64, device=batch.device)
                 eps = counter_rng.normal(seed, int(t), index, tuple(batch.shape[1:])).to(batch.dtype)
-                right[i] += (self(self.schedule.add_noise(batch, t_batch, eps), t_batch).argmax(1) == labels).sum().cpu()
+                right[i] += (self(self.schedule.add_noise(batch, int(t), eps), int(t)).argmax(1) == labels).sum().cpu()
         return (right / len(x_0)).float()
 
     # ---- files ----------------------------------------------------------------------------------------------------
@@ -127,7 +126,7 @@ def classifier_gradient(classifier, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor
     # Without autocast: classifiers are sure of themselves on nearly clean images, and gradients of log p tiny there.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x_t.device.type, enabled=False):
         x = x_t.detach().to(torch.promote_types(x_t.dtype, torch.float32)).clone().requires_grad_()
-        log_p = _log_softmax(classifier(x, t.clone()))
+        log_p = _log_softmax(classifier(x, t))
         check_labels(y, log_p.shape[1], len(x))
         return torch.autograd.grad(log_p.gather(1, y.to(x.device).clone()[:, None]).sum(), x)[0]
 

@@ -1,4 +1,8 @@
-"""Other prediction types as noise predictors: v (Salimans & Ho 2022) and x_0. Everything else in the library sees ε."""
+"""What a noise predictor is, and what predicts something else as one: v (Salimans & Ho 2022) and x_0. Everything else in the
+library sees ε."""
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Saved, build, describe
@@ -8,7 +12,7 @@ from ..schedule import NoiseSchedule
 PREDICTIONS = ("epsilon", "v", "x_0")
 
 
-def to_epsilon(output: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, prediction: str) -> Tensor:
+def to_epsilon(output: Tensor, x_t: Tensor, t: int | Tensor, schedule: NoiseSchedule, prediction: str) -> Tensor:
     """What a network predicts, as ε. With v = √ᾱ ε − √(1−ᾱ) x_0:
 
         ε = √ᾱ_t v + √(1−ᾱ_t) x_t        from v
@@ -30,6 +34,10 @@ class NoisePredictor(Saved):
 
     def forward(self, x_t: Tensor, t: Tensor, *condition) -> Tensor:
         return self.head(self.trunk(x_t, t, *condition))
+
+    def convert(self, output: Tensor, features) -> Tensor:
+        """What a head on these features predicts, in this network's own language, as ε: here it is ε."""
+        return output
 
     def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None, schedule: NoiseSchedule, weight) -> Tensor:
         """What `train` minimises: `losses.dpm_loss`, with the labels if the network is class-conditional."""
@@ -65,11 +73,19 @@ class AsEpsilon(NoisePredictor):
 
     def head(self, features) -> Tensor:
         """ε [N, C, H, W] from features."""
-        return to_epsilon(self.model.head(features), features.x_t, features.t, self.schedule, self.prediction)
+        return self.convert(self.model.head(features), features)
+
+    def convert(self, output: Tensor, features) -> Tensor:
+        """v or x_0, as a head on these features predicts it, as ε."""
+        return to_epsilon(output, features.x_t, features.t, self.schedule, self.prediction)
 
     def gradient_estimator(self, z_dim: int, **options) -> nn.Module:
         """A fresh gradient estimator on the wrapped network's trunk, with its own `options`."""
         return self.model.gradient_estimator(z_dim, **options)
+
+    def noise_estimator(self, z_dim: int) -> nn.Module:
+        """A copy of the wrapped network's head that knows z. It predicts v or x_0, as that does: see `convert`."""
+        return self.model.noise_estimator(z_dim)
 
     def to_config(self) -> dict:
         return {"model": describe(self.model), "prediction": self.prediction, "schedule": self.schedule.to_config()}
@@ -82,3 +98,11 @@ class AsEpsilon(NoisePredictor):
 def as_epsilon(model: nn.Module, kind: str, schedule: NoiseSchedule) -> nn.Module:
     """`model` itself if it predicts ε, otherwise wrapped in `AsEpsilon`. `kind`: "epsilon", "v" or "x_0"."""
     return model if kind == "epsilon" else AsEpsilon(model, kind, schedule)
+
+
+def per_sample(function: Callable) -> Callable:
+    """A foreign network or classifier that wants t [N], as one that takes any t: (x_t [N, …], t, …) -> function(x_t, t [N], …)."""
+    def call(x_t: Tensor, t: int | Tensor, *condition):
+        return function(x_t, torch.as_tensor(t, device=x_t.device).expand(len(x_t)), *condition)
+
+    return call

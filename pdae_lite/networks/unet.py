@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..clock import GridEmbedding
 from .blocks import AttentionBlock, Downsample, ResBlock, Stage, Upsample, check_images, group_norm, timestep_embedding, zeroed
 from .dpm import NoisePredictor
 
@@ -84,7 +83,7 @@ class Features(NamedTuple):
     """What the trunk hands to the heads."""
 
     x_t: Tensor  # [N, C, H, W], the input, for heads that convert what they predict
-    t: Tensor  # [N]
+    t: int | Tensor  # one for all, or [N]
     emb: Tensor  # [N, embedding_channels], time (and class) embedding; [1, …] where it is the same for all
     h: Tensor  # features at the lowest resolution
     skips: tuple[Tensor, ...]  # one for each input block
@@ -173,7 +172,7 @@ def _run_head(features: Features, middle: Stage, outputs: nn.ModuleList, out: nn
 class UNet(NoisePredictor):
     """A noise predictor ε_θ(x_t, t). `unet(x_t, t)` is `unet.head(unet.trunk(x_t, t))`.
 
-    Args of the call: x_t [N, C, H, W]; t int64 [N]; and a condition, for networks that have one: labels y int64 [N] with
+    Args of the call: x_t [N, C, H, W]; t an int, or int64, 0-d or [N]; and a condition, for networks that have one: labels y int64 [N] with
     `num_classes`, codes z float [N, z_dim] (or [1, z_dim] for all) with `z_dim`. Returns ε [N, C, H, W].
     """
 
@@ -184,7 +183,6 @@ class UNet(NoisePredictor):
         self.config = config
         base, width = config.base_channels, config.embedding_channels
         self.time_embed = nn.Sequential(nn.Linear(base, width), nn.SiLU(), nn.Linear(width, width))
-        self._grid_embedding = GridEmbedding()
         if config.num_classes is not None:
             self.label_emb = nn.Embedding(config.num_classes, width)
         coded = config.z_dim is not None
@@ -204,7 +202,7 @@ class UNet(NoisePredictor):
         """Time embedding and input blocks: all of the network that a gradient estimator shares."""
         check_images(x_t, self.config.in_channels, self.config.size_multiple, "x_t")
         self._check_condition(condition)
-        emb = self._grid_embedding(t, self._embed)
+        emb = self.time_embed(timestep_embedding(t, self.config.base_channels, self.time_embed[0].weight))
         if self.config.num_classes is not None:
             emb = emb + self.label_emb(condition)
         emb_z = None if self.config.z_dim is None else self.z_emb(condition.to(self.time_embed[0].weight.dtype))
@@ -215,17 +213,18 @@ class UNet(NoisePredictor):
             skips.append(h)
         return Features(x_t, t, emb, h, tuple(skips), emb_z)
 
-    def _embed(self, t: Tensor) -> Tensor:
-        return self.time_embed(timestep_embedding(t, self.config.base_channels).to(self.time_embed[0].weight.dtype))
-
     def head(self, features: Features) -> Tensor:
         """Features to ε [N, C, H, W]; a learned variance is dropped."""
         out = _run_head(features, self.middle_block, self.output_blocks, self.out, features.emb_z)
         return out[:, : self.config.in_channels].to(features.x_t.dtype)
 
     def gradient_estimator(self, z_dim: int) -> "GradientEstimator":
-        """A fresh gradient estimator on this network's trunk."""
+        """A fresh gradient estimator on this network's trunk, the paper's: output zero, so G = 0."""
         return GradientEstimator(self.config, z_dim)
+
+    def noise_estimator(self, z_dim: int) -> "GradientEstimator":
+        """A second head that knows z, as a copy of this network's own: z's projections are zero, so it predicts what that predicts."""
+        return GradientEstimator(self.config, z_dim).copy_head(self)
 
     def _check_condition(self, condition: Tensor | None) -> None:
         num_classes, z_dim = self.config.num_classes, self.config.z_dim
@@ -258,6 +257,17 @@ class GradientEstimator(nn.Module):
         gradient = _run_head(features, self.shift_middle_block, self.shift_output_blocks, self.shift_out,
                              self.label_emb(z.to(self.label_emb.weight.dtype)))
         return gradient.to(features.x_t.dtype)
+
+    @torch.no_grad()
+    def copy_head(self, unet: UNet) -> "GradientEstimator":
+        """Start as the head of a U-Net that predicts the same, with or without a variance: the difference form."""
+        for mine, its in ((self.shift_middle_block, unet.middle_block), (self.shift_output_blocks, unet.output_blocks),
+                          (self.shift_out, unet.out)):
+            state = its.state_dict()
+            for name, p in mine.named_parameters():
+                # What z enters by is its own and starts at zero; of the output layer, the noise comes first.
+                p.copy_(state[name][: len(p)]) if name in state else p.zero_()
+        return self.to(unet.time_embed[0].weight.device)
 
 
 def _input_blocks_channels(config: UNetConfig) -> list[int]:

@@ -29,6 +29,7 @@ class Subject:
 
         Args:
             name: the data set, if the file of the model doesn't say it.
+            device: where the models are put.
 
         Raises:
             ValueError: a model of other data, or files that don't fit together.

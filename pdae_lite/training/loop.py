@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from .. import counter_rng
@@ -158,6 +159,7 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
     micro = config.batch_size // (world * config.accumulate)
 
     model.to(device).train()
+    schedule = schedule.to(device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     trainable = model.trainable() if hasattr(model, "trainable") else nn.ModuleDict({"model": model})
@@ -173,10 +175,10 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
                "first": first_values(data)}
     state = RunState(trainable, ema, optimizer, Path(out) if out is not None else None, config, accelerator.is_main_process, run)
     step, history, window = state.resume()
-    objective = accelerator.prepare_model(Objective(model, loss or default_loss(model, schedule, config)))
-    for part in (schedule, *(getattr(m, "schedule", None) for m in model.modules())):
-        if isinstance(part, NoiseSchedule):
-            part.prepare(device)
+    objective = Objective(model, loss or default_loss(model, schedule, config))
+    tables = [f"{name}.{b}" for name, m in objective.named_modules() if isinstance(m, NoiseSchedule) for b, _ in m.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, tables)  # constants: nothing to exchange
+    objective = accelerator.prepare_model(objective)
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
     writer = _tensorboard(out) if config.tensorboard and out is not None and accelerator.is_main_process else None
     places = [(torch.arange(micro) + (m * world + rank) * micro).to(device) for m in range(config.accumulate)]  # in the whole batch

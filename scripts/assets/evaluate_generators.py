@@ -25,7 +25,6 @@ import pdae_lite
 from pdae_lite import data, losses, metrics, sampling
 from pdae_lite.applications.latent import LatentDPM, latent_codes, sample_images
 from pdae_lite.checkpoint import load_model, write_text
-from pdae_lite.evaluation.checks import trained_denoiser
 from pdae_lite.guidance import ConditionedDenoiser
 from pdae_lite.metrics.features import extract
 from pdae_lite.pdae import PDAE
@@ -66,7 +65,7 @@ class Subject:
     def denoiser(self, y: Tensor):
         """ε̂ that knows the labels."""
         if isinstance(self.model, PDAE):
-            return trained_denoiser(self.model, self.model.encode(y))
+            return self.model.trained_denoiser(self.model.encode(y))
         return ConditionedDenoiser(self.model, y)
 
 

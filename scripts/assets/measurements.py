@@ -10,7 +10,6 @@ from pdae_lite import data, losses, metrics, sampling
 from pdae_lite.applications.attributes import LinearProbe, encode_all
 from pdae_lite.autoencoder import Autoencoder
 from pdae_lite.checkpoint import load_model
-from pdae_lite.evaluation.checks import trained_denoiser
 from pdae_lite.metrics.features import FeatureNet, Features, extract
 from pdae_lite.pdae import PDAE
 
@@ -71,7 +70,7 @@ class Subject:
 
     def error(self, x: Tensor, ts: list[int], which: str) -> Tensor:
         """E‖ε − ε̂‖² of the model, or of the DPM alone, at each t."""
-        made = {"dpm": lambda v: self.dpm, "model": lambda v: trained_denoiser(self.model, self.model.encode(v))}[which]
+        made = {"dpm": lambda v: self.dpm, "model": lambda v: self.model.trained_denoiser(self.model.encode(v))}[which]
         return losses.noise_error(made, x, self.model.schedule, ts)
 
 

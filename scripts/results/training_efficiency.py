@@ -23,7 +23,7 @@ import torch
 import pdae_lite
 from pdae_lite import data, losses
 from pdae_lite.checkpoint import write_text
-from pdae_lite.presets import DIGITS
+from pdae_lite.presets import DIGITS_PAPER
 from pdae_lite.training import train
 
 TS = list(range(50, 1000, 100))
@@ -31,7 +31,7 @@ TS = list(range(50, 1000, 100))
 
 def build(method: str):
     """A fresh model; the PDAE stands on the shipped DPM."""
-    return DIGITS.pdae(pdae_lite.load("digits", "dpm")) if method == "pdae" else DIGITS.diffae()
+    return DIGITS_PAPER.pdae(pdae_lite.load("digits", "dpm")) if method == "pdae" else DIGITS_PAPER.diffae()
 
 
 @torch.no_grad()
@@ -131,8 +131,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/efficiency"))
     parser.add_argument("--result", type=Path, default=data.ASSETS / "training_efficiency.json")
     args = parser.parse_args()
-    steps = args.images // DIGITS.train.batch_size
-    config = replace(DIGITS.train, steps=steps, log_every=max(steps // 8, 1), save_every=max(steps // 8, 1))
+    steps = args.images // DIGITS_PAPER.train.batch_size
+    config = replace(DIGITS_PAPER.train, steps=steps, log_every=max(steps // 8, 1), save_every=max(steps // 8, 1))
     runs = []
     for seed in args.seeds:
         for method in ("pdae", "diffae"):

@@ -33,7 +33,6 @@ import pdae_lite
 from pdae_lite import data, losses, metrics
 from pdae_lite.applications.attributes import LinearProbe, encode_all
 from pdae_lite.checkpoint import tensors_digest, write_text
-from pdae_lite.evaluation.checks import trained_denoiser
 from pdae_lite.networks.encoder import UNetEncoder
 from pdae_lite.networks.unet import UNet, UNetConfig
 from pdae_lite.pdae import PDAE
@@ -126,7 +125,7 @@ class Trial:
 
 def pdae(preset: Preset = DIGITS, encoder: nn.Module | None = None, estimator: nn.Module | None = None, raw: bool = False) -> PDAE:
     """A fresh PDAE on the shipped DPM."""
-    return PDAE(dpm(), encoder or preset.new_encoder(), preset.schedule(), estimator, None if raw else preset.precondition)
+    return PDAE(dpm(), encoder or preset.new_encoder(), preset.schedule(), estimator, None if raw else "v", form="paper")
 
 
 def with_z(z_dim: int) -> Preset:
@@ -209,7 +208,7 @@ def measure(model: nn.Module) -> dict:
         made = (lambda _: lambda x_t, t: model(x_t, t, y)) if told else (lambda _: model)
         return {"error": losses.noise_error(made, x, DIGITS.schedule(), TS).tolist()}
     schedule = model.schedule
-    error = losses.noise_error(lambda v: trained_denoiser(model, model.encode(v)), x, schedule, TS)
+    error = losses.noise_error(lambda v: model.trained_denoiser(model.encode(v)), x, schedule, TS)
     filled = losses.fill(error, dpm_error())
     out = {"error": error.tolist(), "fill": filled.tolist(), "fill_300_600": float(filled[MIDDLE].mean()),
            "fill_100_900": float(filled[WIDE].mean()), "nats": losses.nats(error, dpm_error(), schedule, TS, x[0].numel()),
@@ -226,7 +225,7 @@ def guess_mse(model: PDAE, x: Tensor, t: int = 900) -> float:
     ts = torch.full((len(x),), t)
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     noisy = model.schedule.add_noise(x, ts, eps)
-    guess = model.schedule.predict_x_0(noisy, ts, trained_denoiser(model, model.encode(x))(noisy, ts)).clamp(-1, 1)
+    guess = model.schedule.predict_x_0(noisy, ts, model.trained_denoiser(model.encode(x))(noisy, ts)).clamp(-1, 1)
     return float(((guess - x) / 2).square().mean())
 
 

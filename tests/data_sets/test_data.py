@@ -9,7 +9,6 @@ import torch
 
 import pdae_lite
 from pdae_lite import data, losses
-from pdae_lite.evaluation.checks import trained_denoiser
 
 
 def test_digits_splits():
@@ -54,7 +53,7 @@ def test_the_shipped_model_is_the_one_on_its_card_and_as_good(name, kind):
     model, dpm = pdae_lite.load(name, kind), pdae_lite.load(name, "dpm")
     images = data.digits("test") if name == "digits" else data.peeps("test", model.network.config.image_size)
     x, ts = images.floats(slice(0, 100)), [300, 600]
-    error = losses.noise_error(lambda x: trained_denoiser(model, model.encode(x)), x, model.schedule, ts)
+    error = losses.noise_error(lambda x: model.trained_denoiser(model.encode(x)), x, model.schedule, ts)
     fill = losses.fill(error, losses.noise_error(lambda x: dpm, x, model.schedule, ts))
     recorded = torch.tensor([record["fill"]["model"][record["fill"]["t"].index(t)] for t in ts])
     assert (fill - recorded).abs().max() < 0.05  # 100 of the held-out images

@@ -42,7 +42,7 @@ def dpm():
 def untrained():
     """A class-conditional G whose output is zero."""
     torch.manual_seed(0)
-    return PDAE(dpm(), LabelEncoder(K, 4), SCHEDULE).eval()
+    return PDAE(dpm(), LabelEncoder(K, 4), SCHEDULE, form="paper").eval()
 
 
 def pdae():
@@ -52,7 +52,7 @@ def pdae():
 
 
 def at(table, like, t=T_BATCH):
-    return SCHEDULE.at(table, t, like)
+    return SCHEDULE.at(table, t, like).reshape(-1, 1, 1, 1).reshape(-1, 1, 1, 1)
 
 
 BARS = (torch.arange(8) // 2 % 2 * 2.0 - 1).expand(8, 8)

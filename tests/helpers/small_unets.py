@@ -69,7 +69,7 @@ class Linear(nn.Module):
 def make(name="celebahq", **options):
     dpm, schedule = interop.from_diffusers(unet(name), scheduler(name))
     torch.manual_seed(1)
-    return PDAE(dpm, Linear(random(name)[0].numel()), schedule, dpm.gradient_estimator(4, **options) if options else None)
+    return PDAE(dpm, Linear(random(name)[0].numel()), schedule, dpm.gradient_estimator(4, **options) if options else None, form="paper")
 
 
 def fit(pdae, x_0, steps=5):

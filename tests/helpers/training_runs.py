@@ -38,7 +38,7 @@ def dpm(base_channels=8, **changes):
 
 def pdae(**changes):
     torch.manual_seed(0)
-    return PDAE(dpm(**changes), SemanticEncoder(EncoderConfig(16, 1, (8, 8), 0, 2, 4)), SCHEDULE)
+    return PDAE(dpm(**changes), SemanticEncoder(EncoderConfig(16, 1, (8, 8), 0, 2, 4)), SCHEDULE, form="paper")
 
 
 def filled(model):

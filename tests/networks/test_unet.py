@@ -41,9 +41,9 @@ def test_trunk_and_head_are_the_network():
 def test_timestep_embedding():
     t = torch.tensor([0, 7])
     want = [[math.cos(7 * 10000 ** (-i / 4)) for i in range(4)] + [math.sin(7 * 10000 ** (-i / 4)) for i in range(4)]]
-    torch.testing.assert_close(timestep_embedding(t, 8)[1:], torch.tensor(want), rtol=1e-5, atol=1e-6)
-    assert timestep_embedding(t, 8)[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
-    assert timestep_embedding(t, 9).shape == (2, 9)
+    torch.testing.assert_close(timestep_embedding(t, 8, torch.zeros(1))[1:], torch.tensor(want), rtol=1e-5, atol=1e-6)
+    assert timestep_embedding(t, 8, torch.zeros(1))[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert timestep_embedding(t, 9, torch.zeros(1)).shape == (2, 9)
 
 
 def test_state_dict_names():

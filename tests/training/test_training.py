@@ -28,7 +28,7 @@ def diffae():
 
 def conditional_estimator():
     torch.manual_seed(0)
-    return PDAE(dpm(), LabelEncoder(10, 4), SCHEDULE)
+    return PDAE(dpm(), LabelEncoder(10, 4), SCHEDULE, form="paper")
 
 
 def classifier():
