@@ -159,6 +159,14 @@ class PDAE(Autoencoder):
             return self.dpm.convert(output, features)
         return output if self.precondition is None else self.schedule.at("snr", features.t, output).sqrt() * output
 
+    def gradient(self, features, z: Tensor) -> Tensor:
+        """G_ψ(x_t, z, t) [N, C, H, W], the estimate of ∇ log p(z | x_t). In the difference form it is (ε_θ − ε_z)/√(1−ᾱ_t), to be
+        multiplied by √(1−ᾱ_t), never by k_t."""
+        known = self.estimate(features, z)
+        if self.form == "paper":
+            return known
+        return (self.eps(features) - known) / self.schedule.at("sqrt_one_minus_alpha_bar", features.t, known)
+
     def known_eps(self, x_t: Tensor, t: Time, z: Tensor) -> Tensor:
         """The best guess at ε given z, as it is trained, [N, C, H, W]: ε_z, or ε_θ − k_t G (eq. 7)."""
         features = self.features(x_t, t)
@@ -166,12 +174,10 @@ class PDAE(Autoencoder):
         return known if self.form == "difference" else self.eps(features) - self.schedule.at("shift_coefficient", t, x_t) * known
 
     def forward(self, x_t: Tensor, t: Time, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(ε_θ, G), each [N, C, H, W], from x_t [N, C, H, W], t in 0 … T−1, z [N, z_dim]. G estimates ∇ log p(z | x_t). In the
-        difference form it is (ε_θ − ε_z)/√(1−ᾱ_t), to be multiplied by √(1−ᾱ_t), never by k_t."""
+        """(ε_θ, G), each [N, C, H, W], from x_t [N, C, H, W], t in 0 … T−1, z [N, z_dim]; see `gradient`."""
         self.schedule.check_t(t)
         features = self.features(x_t, t)
-        eps, known = self.eps(features), self.estimate(features, z)
-        return eps, known if self.form == "paper" else (eps - known) / self.schedule.at("sqrt_one_minus_alpha_bar", t, eps)
+        return self.eps(features), self.gradient(features, z)
 
     # ---- an autoencoder -------------------------------------------------------------------------------------------
 

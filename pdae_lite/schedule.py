@@ -90,7 +90,7 @@ class NoiseSchedule(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """`to`, `half`, `to_empty` and their like: tables take the device alone, and are filled anew."""
-        device = fn(self.beta).device
+        device = fn(torch.empty(0, device="cpu" if self.beta.is_meta else self.beta.device)).device
         for name in self.float64:
             setattr(self, name, self._float32(name, device))
         return self

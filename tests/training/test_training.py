@@ -340,11 +340,11 @@ def test_learning_rate():
 
 
 def test_timesteps_are_spread_over_the_batch():
-    t = torch.stack([training._timesteps(0, step, torch.arange(10), 10, 50) for step in range(400)])
+    t = torch.stack([training.loop._timesteps(0, step, torch.arange(10), 10, 50) for step in range(400)])
     assert bool((torch.sort(t // 5, dim=1).values == torch.arange(10)).all())  # one in each tenth
     counts = torch.bincount(t.flatten(), minlength=50)
     assert len(counts) == 50 and float((counts - 80).abs().max()) < 45  # 80 of each expected, standard deviation 8
-    parts = [training._timesteps(0, 3, index, 10, 50) for index in torch.arange(10).split(4)]
+    parts = [training.loop._timesteps(0, 3, index, 10, 50) for index in torch.arange(10).split(4)]
     assert torch.equal(torch.cat(parts), t[3])
 
 
