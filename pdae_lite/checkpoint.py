@@ -16,7 +16,7 @@ __all__ = ["CheckpointError", "Saved", "Source", "atomic_path", "best_device", "
 # ---- models by name ---------------------------------------------------------------------------------------------
 
 # Where each type is defined. Imported when one is built: everything stands above this file.
-TYPES = {"UNet": "networks.unet", "AsEpsilon": "networks.dpm", "NoisyClassifier": "networks.classifier",
+TYPES = {"UNet": "networks.unet", "AsEpsilon": "networks.dpm", "BlackBox": "networks.side", "NoisyClassifier": "networks.classifier",
          "SemanticEncoder": "networks.encoder", "UNetEncoder": "networks.encoder", "LabelEncoder": "networks.encoder",
          "PDAE": "pdae", "DiffAE": "diffae", "DiffusersDPM": "interop.diffusers_unet", "FeatureNet": "metrics.features",
          "LatentDPM": "applications.latent", "LinearProbe": "applications.attributes"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .networks.blocks import check_labels
 from .networks.classifier import classifier_gradient
-from .pdae import PDAE, SHIFTS, Scale, ShiftedDenoiser, batch_map, scale_at
+from .pdae import PDAE, SHIFTS, Scale, ShiftedDenoiser, batch_map, everywhere, scale_at, times
 from .sampling import Denoiser, clip_range
 from .schedule import NoiseSchedule, Time, expand
 
@@ -70,10 +70,10 @@ def guided(denoiser: Denoiser, classifier: Callable[[Tensor, Tensor], Tensor], y
     def eps_hat(x_t: Tensor, t: Time) -> Tensor:
         eps = denoiser(x_t, t)
         scales = scale_at(scale, t, eps)
-        if not scales.any():
+        if everywhere(scales, 0):
             return eps
         gradient = classifier_gradient(classifier, x_t, t, y.expand(len(x_t)) if len(y) == 1 else y).to(eps.dtype)
-        return eps - expand(scales.to(eps), eps) * schedule.at(SHIFTS[shift], t, eps) * gradient
+        return eps - times(scales, schedule.at(SHIFTS[shift], t, eps) * gradient)
 
     return _Made(eps_hat, denoiser)
 
@@ -91,13 +91,12 @@ def staged(inside: Denoiser, outside: Denoiser, start: int, stop: int) -> Denois
         raise ValueError(f"inside is for data in {clip_range(inside, True)}, outside for {clip_range(outside, True)}; want the same")
 
     def eps_hat(x_t: Tensor, t: Time) -> Tensor:
-        told = torch.as_tensor(t).cpu()
-        here = (told >= start) & (told < stop)
-        if here.all():
+        here = scale_at(1.0, t, x_t, start) - scale_at(1.0, t, x_t, stop)
+        if everywhere(here, 1):
             return inside(x_t, t)
-        if not here.any():
+        if everywhere(here, 0):
             return outside(x_t, t)
-        return torch.where(expand(here.to(x_t.device), x_t), inside(x_t, t), outside(x_t, t))
+        return torch.where(expand(here.to(x_t.device), x_t) > 0, inside(x_t, t), outside(x_t, t))
 
     return _Made(eps_hat, outside)
 

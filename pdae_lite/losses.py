@@ -69,7 +69,7 @@ def noise_error(denoiser_for, x_0: Tensor, schedule: NoiseSchedule, ts, seed: in
         index = torch.arange(start, start + len(batch), device=batch.device)
         for i, t in enumerate(ts):
             eps = draw(seed, int(t), index, tuple(batch.shape[1:])).to(batch.dtype)
-            error = eps - denoiser(schedule.add_noise(batch, int(t), eps), torch.tensor(int(t)))
+            error = eps - denoiser(schedule.add_noise(batch, int(t), eps), int(t))
             total[i] += error.square().flatten(1).mean(1).cpu().double().sum()
     return (total / len(x_0)).float()
 

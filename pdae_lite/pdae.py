@@ -17,14 +17,28 @@ FORMS = ("difference", "paper")
 Scale = float | Tensor | Callable[[Tensor], Tensor]  # a number, [N], or a function of t that gives one of them
 
 
-def scale_at(scale: Scale, t: Time, like: Tensor) -> Tensor:
-    """The scale of a shift at t, for each of `like` [N, …] or one for all: [N] or [1], float32, on the CPU, where it decides what is
+def scale_at(scale: Scale, t: Time, like: Tensor, first_t: float = 0.0) -> float | Tensor:
+    """The scale of a shift at t, 0 below `first_t`: one number for all of `like` [N, …], or [N] on the CPU, where it decides what is
     run."""
-    value = scale(torch.as_tensor(t).cpu()) if callable(scale) else scale
-    value = torch.as_tensor(value, dtype=torch.float32, device="cpu").reshape(-1)
-    if len(value) not in (1, len(like)):
-        raise ValueError(f"scale has {len(value)} values for {len(like)} images; want a number or [N]")
-    return value
+    one = not torch.is_tensor(t) or t.ndim == 0 and t.device.type == "cpu"
+    t = torch.tensor(int(t), device="cpu") if one else t.cpu()
+    value = scale(t) if callable(scale) else scale
+    if not isinstance(value, (int, float)):
+        value = torch.as_tensor(value, dtype=torch.float32, device="cpu").reshape(-1)
+        if len(value) not in (1, len(like)):
+            raise ValueError(f"scale has {len(value)} values for {len(like)} images; want a number or [N]")
+        value = float(value) if len(value) == 1 else value
+    return value * (int(t) >= first_t if one else (t >= first_t).reshape(-1))
+
+
+def everywhere(scale: float | Tensor, number: float) -> bool:
+    """Whether a scale is this number for all images."""
+    return bool((scale == number).all()) if torch.is_tensor(scale) else scale == number
+
+
+def times(scale: float | Tensor, x: Tensor) -> Tensor:
+    """A scale, a number or [N], times x [N, …]."""
+    return (expand(scale.to(x), x) if torch.is_tensor(scale) else scale) * x
 
 
 def batch_map(features, n: int, change: Callable[[Tensor], Tensor]):
@@ -56,16 +70,16 @@ class ShiftedDenoiser:
         if len(self.z) not in (1, len(x_t)):
             raise ValueError(f"z holds {len(self.z)} codes for {len(x_t)} images; want one each, or one for all")
         pdae, features = self.pdae, self.pdae.features(x_t, t)
-        scale = scale_at(self.scale, t, x_t) * (torch.as_tensor(t).cpu() >= self.first_t)
-        if not scale.any():
+        scale = scale_at(self.scale, t, x_t, self.first_t)
+        if everywhere(scale, 0):
             return pdae.eps(features)  # z has no say: the estimator isn't run
         known = self.estimate(features, len(x_t))
         if pdae.form == "paper":  # ε̂ = ε_θ − s c_t G
-            shift = expand(scale.to(x_t), x_t) * pdae.schedule.at(self.coefficient, t, x_t)
-            return pdae.eps(features) - shift * known
-        if scale.eq(1).all():
+            return pdae.eps(features) - times(scale, pdae.schedule.at(self.coefficient, t, x_t) * known)
+        if everywhere(scale, 1):
             return known  # ε̂ = ε_z: the frozen head isn't run
-        return torch.lerp(pdae.eps(features), known, expand(scale.to(known), known))  # ε̂ = ε_θ + s (ε_z − ε_θ)
+        weight = expand(scale.to(known), known) if torch.is_tensor(scale) else scale
+        return torch.lerp(pdae.eps(features), known, weight)  # ε̂ = ε_θ + s (ε_z − ε_θ)
 
     def estimate(self, features, n: int) -> Tensor:
         """G or ε_z [n, C, H, W], by the PDAE's form, at the features of n images."""
@@ -214,6 +228,17 @@ class PDAE(Autoencoder):
         if dpm is not None:
             keep_by(self.dpm, dpm)
         super().save(path, metadata)
+
+    @classmethod
+    def load(cls, path, device: torch.device | str = "cpu", dpm: Callable | None = None) -> "PDAE":
+        """Read a file written by `save`. `dpm`: the callable that it was made on, if that is a black box to the library."""
+        model = super().load(path)
+        if dpm is not None:
+            if not isinstance(model.dpm, BlackBox):
+                raise ValueError(f"dpm is given, but {path} holds its own; leave it out")
+            model.dpm.function = dpm
+            model.dpm.requires_grad_(False)
+        return model.to(device)
 
     def to_config(self) -> dict:
         config = {"dpm": describe(self.dpm), "encoder": describe(self.encoder), "schedule": self.schedule.to_config(),

@@ -34,15 +34,20 @@ def time_grid(schedule: NoiseSchedule, steps: int = 100, grid: str | Sequence[in
     if int(steps) != steps or not 1 <= steps <= schedule.T:
         raise ValueError(f"steps={steps}; want a whole number from 1 to T={schedule.T}")
     if grid == "uniform":
-        points = torch.linspace(-1, schedule.T - 1, steps + 1, dtype=torch.float64).round()
+        points = map(round, _linspace(-1, schedule.T - 1, steps))
     elif grid == "paper":
-        points = torch.linspace(0, schedule.T - 1, steps + 1, dtype=torch.float64)
+        points = _linspace(0, schedule.T - 1, steps)
     elif grid in POWERS:
-        i = torch.arange(steps + 1, dtype=torch.float64)
-        points = torch.maximum((schedule.T * (i / steps) ** POWERS[grid]).round(), i) - 1
+        points = (max(round(schedule.T * (i / steps) ** POWERS[grid]), i) - 1 for i in range(steps + 1))
     else:
         raise ValueError(f"grid {grid!r}; want 'uniform', 'paper', 'quadratic', 'cubic' or a sequence of t")
     return sorted({int(t) for t in points})
+
+
+def _linspace(start: int, stop: int, steps: int) -> list[float]:
+    """As torch.linspace: from both ends to the middle."""
+    step = (stop - start) / steps
+    return [start + step * i if i < (steps + 1) // 2 else stop - step * (steps - i) for i in range(steps + 1)]
 
 
 def ddim_step(x: Tensor, eps: Tensor, t_cur: int, t_next: int, schedule: NoiseSchedule, *, clip_range=None,

@@ -10,6 +10,11 @@ from .dpm import NoisePredictor, per_sample
 from .unet import UNet, UNetConfig
 
 
+def absent(x_t: Tensor, t: Tensor) -> Tensor:
+    """What stands for a callable when a file is read without it."""
+    raise ValueError("its DPM is a callable that no file holds; give it, PDAE.load(path, dpm=function)")
+
+
 class SideConfig(NamedTuple):
     """What the library asks of a network's configuration."""
 
@@ -33,7 +38,7 @@ class BlackBox(NoisePredictor):
 
         ε_z = ε_θ + √ᾱ_t · U(x_t, x̂_0, t, z)
 
-    A function that is no nn.Module is part of no file: give it again when loading, ``PDAE.load(path, dpm=function)``.
+    The callable is part of no file: give it again when loading, ``PDAE.load(path, dpm=function)``.
     """
 
     def __init__(self, function: Callable, schedule: NoiseSchedule, image_size: int, in_channels: int):
@@ -45,6 +50,20 @@ class BlackBox(NoisePredictor):
     def data_range(self) -> tuple[float, float] | None:
         """The function's own `data_range`, [−1, 1] if it has none; None: free."""
         return self.config.data_range
+
+    def to_config(self) -> dict:
+        return self.config._asdict() | {"schedule": self.schedule.to_config()}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "BlackBox":
+        """The inverse of `to_config`, but for the function: see `absent`."""
+        box = cls(absent, NoiseSchedule.from_config(config["schedule"]), config["image_size"], config["in_channels"])
+        box.config = box.config._replace(data_range=config["data_range"] and tuple(config["data_range"]))
+        return box
+
+    def state_dict(self, *args, destination=None, **options):
+        """Nothing: a file holds no foreign weights."""
+        return {} if destination is None else destination
 
     def trunk(self, x_t: Tensor, t: int | Tensor) -> SideFeatures:
         """The function's answer, beside what it was asked."""

@@ -267,7 +267,8 @@ class GradientEstimator(nn.Module):
             for name, p in mine.named_parameters():
                 # What z enters by is its own and starts at zero; of the output layer, the noise comes first.
                 p.copy_(state[name][: len(p)]) if name in state else p.zero_()
-        return self.to(unet.time_embed[0].weight.device)
+        device = unet.time_embed[0].weight.device
+        return self if self.label_emb.weight.device == device else self.to(device)
 
 
 def _input_blocks_channels(config: UNetConfig) -> list[int]:
