@@ -47,3 +47,16 @@ def normal(seed: int, step: int, index: Tensor, shape: tuple[int, ...], stream: 
     angle = (b & 0xFFFFFF).float() * (2 * math.pi / 2**24)
     radius = (-2 * u.log()).sqrt()
     return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :count].reshape(-1, *shape)
+
+
+class PerSample:
+    """A generator for samplers whose draws belong to samples, not to a batch: sample i of a run sees the same noise whatever
+    batch it is in. Made for one batch: `index` [N], the numbers of its samples."""
+
+    def __init__(self, seed: int, index: Tensor):
+        self.seed, self.index, self.draws = seed, index, 0
+
+    def randn(self, shape: tuple[int, ...]) -> Tensor:
+        """float32 [N, …], standard normal; the next draw is another one."""
+        self.draws += 1
+        return normal(self.seed, self.draws, self.index, tuple(shape[1:]))

@@ -1,4 +1,6 @@
 """What is minimised, and what is measured: noise-prediction losses, the posterior-mean gap, fill, nats."""
+import math
+
 import torch
 from torch import Tensor
 
@@ -61,7 +63,7 @@ def noise_error(denoiser_for, x_0: Tensor, schedule: NoiseSchedule, ts, seed: in
     if noise not in ("gaussian", "uniform"):
         raise ValueError(f"noise {noise!r}; want 'gaussian' or 'uniform'")
     draw = counter_rng.normal if noise == "gaussian" else (
-        lambda seed, step, index, shape: counter_rng.uniform(seed, step, index, int(torch.tensor(shape).prod()), "noise").reshape(-1, *shape))
+        lambda seed, step, index, shape: counter_rng.uniform(seed, step, index, math.prod(shape), "noise").reshape(-1, *shape))
     total = torch.zeros(len(ts), dtype=torch.float64)
     for start in range(0, len(x_0), batch_size):
         batch = x_0[start : start + batch_size]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from .counter_rng import PerSample
 from .progress import progress_bar
 from .schedule import NoiseSchedule
 
@@ -78,7 +79,10 @@ def clip_range(denoiser: Denoiser, clip: bool) -> tuple[float, float] | None:
 
 def randn(shape: Sequence[int], device, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Gaussian noise on a device. It is drawn where the generator lives and moved, so a CPU generator's seed gives the same noise on
-    every device. float32, or float64 where `dtype` is: steps of a sampler are too small for less."""
+    every device; a `counter_rng.PerSample` gives each sample its own. float32, or float64 where `dtype` is: steps of a sampler are
+    too small for less."""
+    if isinstance(generator, PerSample):
+        return generator.randn(shape).to(device, torch.promote_types(torch.float32, dtype))
     source = device if generator is None else generator.device
     return torch.randn(tuple(shape), dtype=torch.promote_types(torch.float32, dtype), device=source, generator=generator).to(device)
 

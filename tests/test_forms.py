@@ -224,3 +224,31 @@ def test_a_callable_gets_a_network_beside_it(box, tmp_path):
         load_model(tmp_path / "m.safetensors").decode(z, noise(), 3)
     with pytest.raises(ValueError, match="black box"):
         PDAE(box, encoder(), SCHEDULE, form="paper")
+
+
+# ---- other precisions ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("form", ["difference", "paper"])
+def test_a_model_can_be_cast_as_a_whole(form, dtype):
+    torch.manual_seed(0)
+    model = PDAE(dpm("v"), encoder(), SCHEDULE, form=form).eval().to(dtype)
+    x_0 = noise(seed=3).clamp(-1, 1).to(torch.promote_types(torch.float32, dtype))
+    z = model.encode(x_0)
+    x_T = model.noise(3, torch.Generator().manual_seed(0))
+    assert z.dtype == dtype and x_T.dtype == x_0.dtype and model.schedule.alpha_bar.dtype == torch.float32
+    assert model.decode(z, x_T, 4).isfinite().all() and model.invert(x_0, z, 4).isfinite().all()
+
+
+def test_bf16_by_one_argument_of_decode():
+    model, z = trained("v"), torch.randn(3, 4)
+    fast, want = model.decode(z, noise(), 5, dtype=torch.bfloat16), model.decode(z, noise(), 5)
+    assert fast.dtype == torch.float32 and 0 < (fast - want).abs().mean() < 0.1
+
+
+def test_encode_decode_and_invert_track_no_gradients():
+    model, x_0 = trained(), noise(seed=3).clamp(-1, 1)
+    z = model.encode(x_0)
+    assert not z.requires_grad and not model.decode(z, noise(), 3).requires_grad and not model.invert(x_0, z, 3).requires_grad
+    assert model.encoder(x_0).requires_grad

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ..autoencoder import SAMPLERS, Autoencoder, check_sampler
 from ..checkpoint import Saved
+from ..counter_rng import PerSample
 from ..data.builtin import to_float
 from ..losses import dpm_loss, latent_loss
 from ..networks.blocks import timestep_embedding
@@ -254,7 +255,7 @@ def sample_images(autoencoder: Autoencoder, latent: LatentDPM, n: int, steps: in
         steps, latent_steps: network evaluations for the images, and for the codes.
         off_last: the last share of the steps that a PDAE leaves to the plain DPM, which draws details without the code's
             help; None: the paper's 0.3. A Diff-AE has no plain DPM inside, and takes None only.
-        batch_size: images decoded at once; it changes none of them, as all noise is drawn beforehand.
+        batch_size: images decoded at once; it changes none of them, as each has noise of its own.
         options: passed to `decode` (`sampler`, `scale`, `eta`, …).
     """
     if latent.z_dim != autoencoder.z_dim:
@@ -265,8 +266,10 @@ def sample_images(autoencoder: Autoencoder, latent: LatentDPM, n: int, steps: in
         raise ValueError(f"off_last={off_last}, but a {type(autoencoder).__name__} holds no plain DPM; want None")
     z = latent.sample(n, latent_steps, generator=generator).to(autoencoder.device)
     x_T = autoencoder.noise(n, generator)
-    parts = zip(z.split(batch_size), x_T.split(batch_size))
-    return torch.cat([autoencoder.decode(a, b, steps, generator=generator, **options) for a, b in parts])
+    source = generator.device if generator is not None else "cpu"
+    seed = int(torch.randint(2**62, (), generator=generator, device=source))
+    parts = zip(z.split(batch_size), x_T.split(batch_size), torch.arange(n, device=z.device).split(batch_size))
+    return torch.cat([autoencoder.decode(a, b, steps, generator=PerSample(seed, i), **options) for a, b, i in parts])
 
 
 def _check_codes(z: Tensor, name: str, z_dim: int | None = None) -> None:

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -22,59 +22,10 @@ from ..checkpoint import check_references, describe, save_model, write_text
 from ..progress import progress_bar
 from ..schedule import NoiseSchedule
 from .batches import Batches
+from .config import TrainConfig, TrainResult
 from .resume import Average, RunState, TrainingError, first_values, frozen_digest, guard
 
 SKIPS_ALLOWED = 10  # non-finite batches in a row before the run stops
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a run. `batch_size` counts images over all processes and accumulated micro-batches.
-
-    The learning rate rises linearly over `warmup` steps and falls to zero over the last `decay` share of the run
-    (cosine). The EMA's decay is min(`ema`, (1+n)/(10+n)) after n steps. `weight` None: the loss's own default.
-    `precision`: "no" or "bf16". `augment`: "affine" shifts, rotates, scales and shears half of the images a little.
-    """
-
-    steps: int = 10_000
-    batch_size: int = 128
-    accumulate: int = 1
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    warmup: int = 0
-    decay: float = 0.0
-    grad_clip: float = 1.0
-    ema: float = 0.9999
-    weight: str | None = None
-    gamma: float | None = None
-    flip: bool = False
-    augment: str | None = None
-    seed: int = 0
-    save_every: int = 1000
-    log_every: int = 50
-    precision: str = "no"
-    channels_last: bool = True
-    compile: bool = False
-    workers: int = 0
-    tensorboard: bool = False
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; want at least 1")
-        if self.precision not in ("no", "bf16"):
-            raise ValueError(f"precision {self.precision!r}; want 'no' or 'bf16'")
-        if self.augment not in (None, "affine"):
-            raise ValueError(f"augment {self.augment!r}; want None or 'affine'")
-
-
-@dataclass
-class TrainResult:
-    """`model` holds the EMA weights, in eval mode; `history` one dict per log step (step, images, loss, lr, …)."""
-
-    model: nn.Module
-    history: list[dict] = field(default_factory=list)
-    path: Path | None = None
 
 
 class Objective(nn.Module):
@@ -109,7 +60,8 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
         out: folder for `model.safetensors` (the EMA model) and `checkpoints/`. The same call again resumes from the
             last good checkpoint, or returns at once if the run was complete. None: nothing is written.
         loss: (model, x_0, t, eps, y) -> scalar; None: `default_loss`.
-        callback: called at every log step with (step, model); a dict that it returns joins the history.
+        callback: called at every log step with (step, model), the model in eval mode and with the weights of that step, not their
+            average; a dict that it returns joins the history.
 
     Raises:
         TrainingError: the loss stays non-finite, the output can't be written, or `out` holds another run.
@@ -193,23 +145,24 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
     clock, first = time.perf_counter(), step
     bar = progress_bar(total=config.steps, initial=step, desc="train", show=progress and accelerator.is_main_process)
     while step < config.steps:
-        torch.manual_seed(config.seed + 1_000_003 * (step * world + rank))  # dropout masks, the same after a resume
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         loss_here = torch.zeros((), device=device)
-        for m in range(config.accumulate):
-            x_0, y = batches.get(step, m)
-            index = places[m]
-            t = _timesteps(config.seed, step, index, config.batch_size, schedule.T)
-            eps = counter_rng.normal(config.seed, step, index, tuple(x_0.shape[1:]))
-            if config.channels_last and x_0.ndim == 4:
-                x_0 = x_0.contiguous(memory_format=torch.channels_last)
-            last = m == config.accumulate - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(objective):  # exchange gradients once a step
-                value = compute(x_0, t, eps, y)
-                accelerator.backward(value / config.accumulate)
-            loss_here += value.detach() / config.accumulate
-        norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's random state stays as it is
+            torch.manual_seed(config.seed + 1_000_003 * (step * world + rank))  # dropout masks, the same after a resume
+            for m in range(config.accumulate):
+                x_0, y = batches.get(step, m)
+                index = places[m]
+                t = _timesteps(config.seed, step, index, config.batch_size, schedule.T)
+                eps = counter_rng.normal(config.seed, step, index, tuple(x_0.shape[1:]))
+                if config.channels_last and x_0.ndim == 4:
+                    x_0 = x_0.contiguous(memory_format=torch.channels_last)
+                last = m == config.accumulate - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(objective):  # exchange gradients once a step
+                    value = compute(x_0, t, eps, y)
+                    accelerator.backward(value / config.accumulate)
+                loss_here += value.detach() / config.accumulate
+        norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
         # A non-finite batch is skipped on the device: fused Adam leaves its state alone where found_inf is 1.
         bad = (~(norm.isfinite() & loss_here.isfinite())).float()
         if world > 1:  # all processes skip, or none
@@ -239,6 +192,7 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
                 entry["skipped"] = int(skipped)
                 tqdm.write(f"step {step}: {int(skipped)} non-finite batches skipped since step {since}")
             if callback is not None:
+                model.eval()
                 entry |= {k: v.item() if hasattr(v, "item") else v for k, v in (callback(step, model) or {}).items()}
                 model.train()
             history.append(entry)

@@ -416,3 +416,13 @@ def test_images_of_a_diffae():
     assert torch.equal(sample_images(model, latent, 5, 10, 4, generator=generator(2)), want)
     refuses("off_last=0.3, but a DiffAE holds no plain DPM", sample_images, model, latent, 5, off_last=0.3)
     refuses("z_dim=4, the autoencoder decodes z_dim=6", sample_images, model, make(4), 5)
+
+
+@pytest.mark.parametrize("options", [{"eta": 1.0}, {"sampler": "ddpm"}, {}])
+def test_the_batch_size_changes_no_image(options):
+    torch.manual_seed(0)
+    encoder = SemanticEncoder(EncoderConfig(16, 1, (8, 8), 0, 2, 6))
+    pdae = PDAE(UNet(UNetConfig(16, 1, 8, (1, 2), 1, (2,))), encoder, SCHEDULE).eval()
+    latent = LatentDPM(LatentConfig(z_dim=6, layers=3, width=8, time_channels=8)).eval()
+    made = [sample_images(pdae, latent, 5, 4, 4, generator=torch.Generator().manual_seed(3), batch_size=b, **options) for b in (5, 2)]
+    torch.testing.assert_close(*made, rtol=1e-4, atol=1e-4)

@@ -362,3 +362,30 @@ def test_missing_schedule_and_empty_data():
         train(dpm(), data(), **SETTINGS)
     with pytest.raises(ValueError, match="data is empty"):
         train(dpm(), data(0), schedule=SCHEDULE, **SETTINGS)
+
+
+@pytest.mark.parametrize("name, value", [("grad_clip", -1.0), ("grad_clip", float("nan")), ("ema", 1.5), ("ema", -0.1), ("decay", 2.0),
+                                         ("warmup", -1), ("lr", float("inf")), ("lr", -1.0), ("seed", -1), ("workers", -2),
+                                         ("weight_decay", -0.1), ("gamma", float("nan")), ("steps", 0), ("batch_size", 2.5)])
+def test_numbers_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}="):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("clip", [0, None])
+def test_no_clipping_trains_all_the_same(clip):
+    free, clipped = (train(dpm(), data(20), schedule=SCHEDULE, steps=2, batch_size=4, lr=1e-2, grad_clip=c, progress=False).model
+                     for c in (clip, 1e9))
+    for a, b in zip(free.parameters(), clipped.parameters()):
+        assert torch.equal(a, b)
+    assert any(not torch.equal(a, b) for a, b in zip(free.parameters(), dpm().parameters()))
+
+
+def test_the_callers_random_state_stays_and_callbacks_see_eval_mode():
+    model, seen = dpm(), []
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    train(model, data(20), schedule=SCHEDULE, steps=3, batch_size=4, log_every=1, progress=False,
+          callback=lambda step, model: seen.append(model.training))
+    assert torch.equal(torch.rand(3), want) and seen == [False] * 3
