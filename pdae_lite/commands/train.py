@@ -16,6 +16,7 @@ from ..networks.encoder import SemanticEncoder
 from ..pdae import PDAE
 from ..presets import PRESETS, STAGES
 from ..training.loop import join_processes, train
+from ..training.warm import warm_encoder
 from .output import place
 from .settings import UsageError, override
 
@@ -45,6 +46,8 @@ def add_train(parser) -> None:
     parser.add_argument("--dpm", metavar="DPM", help=f"for pdae: {DPM}")
     parser.add_argument("--dpm-by", choices=("value", "reference"), default="value",
                         help="for hf: what the PDAE's file holds of its DPM: the weights, or where they are")
+    parser.add_argument("--warm-encoder", type=int, metavar="IMAGES",
+                        help="for pdae, diffae: first train the encoder for so many images in a plain autoencoder")
     _options(parser, _train, labels=True)
 
 
@@ -117,14 +120,24 @@ def _train_pdae(args) -> None:
     preset = _labelled(args, preset, data, config)
     facts = {} if kind is None else {"dpm_sha256": fingerprint(args.dpm, dpm)["sha256"]}
     pdae = PDAE(dpm, preset.new_encoder(), schedule, precondition=preset.precondition, form=preset.form)
-    _run(pdae, data, config, args, {"dpm": args.dpm} | facts)
+    _run(pdae, data, config, args, {"dpm": args.dpm} | facts | _warm(pdae.encoder, data, config, args))
 
 
 def _train_diffae(args) -> None:
     preset = _sized(args, "diffae")
     data, config = _data(args, preset), preset.train_diffae
     preset = _labelled(args, preset, data, config)
-    _run(preset.diffae(), data, config, args)
+    model = preset.diffae()
+    _run(model, data, config, args, _warm(model.encoder, data, config, args))
+
+
+def _warm(encoder, data, config, args) -> dict:
+    """Start the encoder from a plain autoencoder, if asked to; what the file says of it."""
+    if args.warm_encoder is None:
+        return {}
+    kept = Path(args.out) / "warm_encoder.safetensors"
+    encoder.load_state_dict(warm_encoder(encoder, data, args.warm_encoder, config, kept).state_dict())
+    return {"warm_encoder": args.warm_encoder}
 
 
 def _train_classifier(args) -> None:

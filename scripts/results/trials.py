@@ -36,6 +36,7 @@ from pdae_lite.checkpoint import tensors_digest, write_text
 from pdae_lite.networks.encoder import UNetEncoder
 from pdae_lite.networks.unet import UNet, UNetConfig
 from pdae_lite.pdae import PDAE
+from pdae_lite.networks.plain import PlainAutoencoder
 from pdae_lite.presets import DIGITS, Preset
 from pdae_lite.reproduction.partial import record_before
 from pdae_lite.training import TrainConfig, default_loss, train
@@ -72,25 +73,6 @@ class Components(nn.Module):
 
     def forward(self, x_0: Tensor) -> Tensor:
         return (x_0.flatten(1) - self.mean) @ self.basis
-
-
-class PlainAutoencoder(nn.Module):
-    """The preset's encoder and a mirror image of it, trained to rebuild in mean square."""
-
-    default_weight = "simple"
-
-    def __init__(self, preset: Preset):
-        super().__init__()
-        self.encoder, config = preset.new_encoder(), preset.encoder
-        widths, side = config.channels[::-1], config.image_size // 2 ** len(config.channels)
-        layers = [nn.Linear(config.z_dim, widths[0] * side**2), nn.Unflatten(1, (widths[0], side, side))]
-        for a, b in zip(widths, (*widths[1:], config.in_channels)):
-            layers += [nn.GroupNorm(32, a), nn.SiLU(), nn.ConvTranspose2d(a, b, 4, stride=2, padding=1)]
-        self.decoder = nn.Sequential(*layers)
-
-    def training_loss(self, x_0: Tensor, t, eps, y, schedule, weight) -> Tensor:
-        """Mean square error of the reconstruction."""
-        return (self.decoder(self.encoder(x_0)).float() - x_0).square().mean()
 
 
 @cache
@@ -140,7 +122,7 @@ def frozen(encoder: nn.Module) -> nn.Module:
 
 def plain_encoder(z_dim: int, config: TrainConfig) -> nn.Module:
     """The encoder of a plain autoencoder, trained on as many images as the PDAE on top of it."""
-    model = train(PlainAutoencoder(with_z(z_dim)), data.digits(), config, schedule=DIGITS.schedule(), progress=False).model
+    model = train(PlainAutoencoder(with_z(z_dim).new_encoder()), data.digits(), config, schedule=DIGITS.schedule(), progress=False).model
     return frozen(model.encoder)
 
 

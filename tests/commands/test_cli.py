@@ -328,3 +328,12 @@ def test_torchrun_joins_its_processes(tmp_path):
     done = subprocess.run([*torchrun, "-m", "pdae_lite", "pretrain", "--data", "digits", *TINY, "--batch-size", "3", "--out", tmp_path],
                           capture_output=True, text=True)
     assert done.returncode and "batch_size=3 doesn't divide by 2 processes" in done.stderr
+
+
+def test_an_encoder_that_starts_from_a_plain_autoencoder(trained, tmp_path):
+    out = tmp_path / "warm"
+    short = ["--data", "digits", *TINY, "--steps", 1, "--batch-size", 4, "--set", "encoder.channels=8,8", "--warm-encoder", 8, "--out", out]
+    assert run("train", "--method", "diffae", *short) == 0
+    assert load_model(out / "model.safetensors").metadata["warm_encoder"] == 8
+    assert load_model(out / "warm_encoder.safetensors").metadata == {"plain_autoencoder_images": 8}
+    assert run("train", "--method", "diffae", *short[:-3], 0, "--out", tmp_path / "none") == 2
