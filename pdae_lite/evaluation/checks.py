@@ -8,9 +8,16 @@ from .. import counter_rng, sampling
 from ..applications.attributes import FEWEST, LinearProbe, encode_all
 from ..autoencoder import Autoencoder
 from ..data.builtin import to_float
+from ..losses import noise_error
 from ..metrics.features import Features
+from ..metrics.gap import principal_components
 from ..metrics.intervals import Estimate, bootstrap, middle, named
 from ..metrics.neighbours import nearest_distance
+
+
+def own_error(model: Autoencoder, x_0: Tensor, ts, seed: int = 0) -> Tensor:
+    """E‖ε − ε̂‖² per pixel of a model that knows the z of clean images x_0 [N, C, H, W], at each t of `ts`: [len(ts)]."""
+    return noise_error(lambda x: model.trained_denoiser(model.encode(x)), x_0, model.schedule, ts, seed)
 
 
 @torch.no_grad()
@@ -23,7 +30,8 @@ def z_sensitivity(model: Autoencoder, x_0: Tensor, ts, seed: int = 0) -> dict[st
         seed: of the noise, as in `losses.noise_error`.
 
     Returns, at each t: "error", E‖ε − ε̂(z)‖² per pixel; "swapped", the same with the other's z; "change",
-    E‖ε̂(z) − ε̂(z')‖²; all [len(ts)]. A model that ignores z has change 0; one whose z says nothing true has swapped = error.
+    E‖ε̂(z) − ε̂(z')‖²; all [len(ts)]. A model that ignores z has change 0; one whose z says nothing true has
+    swapped = error.
     """
     if len(x_0) < 2:
         raise ValueError("x_0 holds 1 image; want at least 2, to swap their codes")
@@ -42,23 +50,26 @@ def noise_statistics(x_T: Tensor) -> dict[str, float]:
     """What tells x_T [N, C, H, W] from Gaussian noise, for which these are 0, 1, 1, 0, 0 and 1, up to chance.
 
     "mean", "std"; "pixel_means", √N times the RMS over pixels of the mean over images; "neighbours", the correlation of
-    adjacent pixels; "kurtosis", in excess of a Gaussian's; "brightness", √(CHW) times the standard deviation of images' means.
+    adjacent pixels; "kurtosis", in excess of a Gaussian's; "brightness", √(CHW) times the standard deviation of images'
+    means.
     """
     x = x_T.detach().double().cpu()
     mean, std = x.mean(), x.std()
     c = (x - mean) / std.clamp(min=1e-12)
     pairs = torch.cat([(c[..., 1:] * c[..., :-1]).flatten(), (c[..., 1:, :] * c[..., :-1, :]).flatten()])
-    return {"mean": float(mean), "std": float(std), "pixel_means": float(x.mean(0).square().mean().sqrt() * len(x) ** 0.5),
+    return {"mean": float(mean), "std": float(std),
+            "pixel_means": float(x.mean(0).square().mean().sqrt() * len(x) ** 0.5),
             "neighbours": float(pairs.mean()), "kurtosis": float(c.pow(4).mean() - 3),
             "brightness": float(x.flatten(1).mean(1).std() * x[0].numel() ** 0.5)}
 
 
 @torch.no_grad()
-def noisy_invert(model: Autoencoder, x_0: Tensor, z: Tensor, grid: list[int], generator: torch.Generator | None = None) -> Tensor:
+def noisy_invert(model: Autoencoder, x_0: Tensor, z: Tensor, grid: list[int],
+                 generator: torch.Generator | None = None) -> Tensor:
     """x_T of images to which the noise of t = grid[0] was added, inverted from there.
 
-    A flat patch of a clean image holds no noise and inverts to about 0 whatever the model is, for the ODE only scales it.
-    From images with some noise, a perfect model gives perfectly Gaussian x_T.
+    A flat patch of a clean image holds no noise and inverts to about 0 whatever the model is, for the ODE only scales
+    it. From images with some noise, a perfect model gives perfectly Gaussian x_T.
     """
     t = torch.full((len(x_0),), grid[0], dtype=torch.int64, device=x_0.device)
     x = model.schedule.add_noise(x_0, t, torch.randn(x_0.shape, generator=generator).to(x_0))
@@ -77,10 +88,11 @@ def probe_scores(model: Autoencoder, train: tuple[Tensor, Tensor], test: tuple[T
     """A linear probe on z, and one on as many principal components of the pixels.
 
     Args:
-        train, test: float images [N, C, H, W] and labels int64, [N] (classes) or [N, A] of 0 and 1 (attributes). Classes with
-            fewer than 5 training images are left out.
+        train, test: float images [N, C, H, W] and labels int64, [N] (classes) or [N, A] of 0 and 1 (attributes).
+            Classes with fewer than 5 training images are left out.
 
-    Returns "measure" ("accuracy", or "mean AUROC" of attributes), "z", "pca", "chance", "train" and "test" (numbers of images).
+    Returns "measure" ("accuracy", or "mean AUROC" of attributes), "z", "pca", "chance", "train" and "test" (numbers of
+    images).
 
     Raises:
         ValueError: too few images.
@@ -98,43 +110,49 @@ def probe_scores(model: Autoencoder, train: tuple[Tensor, Tensor], test: tuple[T
     if len(x_a) < 2 * FEWEST or len(x_b) < 2 or len(names) < (2 if y_a.ndim == 1 else 1):
         raise ValueError(f"{len(x_a)} and {len(x_b)} labelled images are too few to train and to test a probe")
     flat_a, flat_b = x_a.flatten(1), x_b.flatten(1)
-    _, _, basis = torch.svd_lowrank(flat_a - flat_a.mean(0), q=min(model.z_dim + 8, *flat_a.shape), niter=4)
-    basis, scores = basis[:, : model.z_dim], {}
+    basis, scores = principal_components(flat_a, model.z_dim), {}
     for key, a, b in (("z", encode_all(model, x_a), encode_all(model, x_b)), ("pca", flat_a @ basis, flat_b @ basis)):
         probe = LinearProbe.fit(a, y_a, names, l2=1e-3)
         scores[key] = float(probe.accuracy(b, y_b) if probe.kind == "classes" else probe.auroc(b, y_b).nanmean())
-    return {"measure": "accuracy" if y_a.ndim == 1 else "mean AUROC", **scores, "chance": chance, "train": len(x_a), "test": len(x_b)}
+    return {"measure": "accuracy" if y_a.ndim == 1 else "mean AUROC", **scores, "chance": chance, "train": len(x_a),
+            "test": len(x_b)}
 
 
 def copying(generated: Features, train: Features, held_out: Features) -> Estimate:
-    """Are generated images nearer to the training images than they should be? The median of (distance to the nearest training
-    image)/(distance to the nearest held-out one), over the same for a half of the held-out images that isn't measured against.
-    1: no; towards 0: copies.
+    """Are generated images nearer to the training images than they should be? The median of (distance to the nearest
+    training image)/(distance to the nearest held-out one), over the same for a half of the held-out images that isn't
+    measured against. 1: no; towards 0: copies.
 
-    Unlike `metrics.memorisation` it isn't fooled by blur, which brings an image nearer to all others; but it wants more images.
+    Unlike `metrics.memorisation` it isn't fooled by blur, which brings an image nearer to all others; but it wants more
+    images.
     """
     half = len(held_out) // 2
-    ratios = [nearest_distance(x, train) / nearest_distance(x, held_out[half:]).clamp(min=1e-12) for x in (generated, held_out[:half])]
+    ratios = [nearest_distance(x, train) / nearest_distance(x, held_out[half:]).clamp(min=1e-12)
+              for x in (generated, held_out[:half])]
     ratio = bootstrap(lambda a, b: middle(a) / middle(b).clamp(min=1e-12), 2000, None, *ratios)
     return named(ratio, (*ratio.n, len(train)), generated.space)
 
 
-# ---- images from anywhere ---------------------------------------------------------------------------------------------
+# ---- images from anywhere -----------------------------------------------------------------------------------------
+
+
+def images_at(data, places: Tensor) -> Tensor:
+    """Images at some places of a tensor or a data set (of images or of (image, label)): float32 on the CPU, uint8 in
+    [−1, 1]."""
+    pixels = getattr(data, "images", data)
+    if torch.is_tensor(pixels):
+        return to_float(pixels[places.to(pixels.device)]).cpu()
+    items = (data[int(i)] for i in places)
+    return to_float(torch.stack([item[0] if isinstance(item, (tuple, list)) else item for item in items])).cpu()
 
 
 def pick(data, n: int | None = None, seed: int = 0, labels=None):
-    """n images of a tensor or a data set at random (None: all, in order), float32 or in the data's own range, on the CPU; with
-    `labels`, (images, their labels)."""
-    total = len(data)
-    chosen = torch.arange(total) if n is None else torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
-    pixels = getattr(data, "images", data)
-    if torch.is_tensor(pixels):
-        images = to_float(pixels[chosen.to(pixels.device)]).cpu()
-    else:
-        items = (data[int(i)] for i in chosen)
-        images = to_float(torch.stack([item[0] if isinstance(item, (tuple, list)) else item for item in items])).cpu()
+    """n images of `data` at random (None: all, in order), as from `images_at`; with `labels`, (images, their
+    labels)."""
+    total, generator = len(data), torch.Generator().manual_seed(seed)
+    chosen = torch.arange(total) if n is None else torch.randperm(total, generator=generator)[:n]
     if labels is None:
-        return images
+        return images_at(data, chosen)
     if len(labels) != total:
         raise ValueError(f"{len(labels)} labels for {total} images; want one each")
-    return images, torch.as_tensor(labels)[chosen].long().cpu()
+    return images_at(data, chosen), torch.as_tensor(labels)[chosen].long().cpu()

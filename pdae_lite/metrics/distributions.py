@@ -1,7 +1,7 @@
 """How close one set of images is to another: Fréchet and kernel distances, and their differences, with intervals.
 
-All take `Features` (see `features`), never pixels, and name the space they were measured in; figures from two spaces, Inception's
-among them, can't be compared.
+All take `Features` (see `features`), never pixels, and name the space they were measured in; figures from two spaces,
+Inception's among them, can't be compared.
 """
 import math
 import weakref
@@ -13,7 +13,7 @@ from torch import Tensor
 from .features import Features, in_parts, together
 from .intervals import Estimate, Z, jackknife_variance
 
-GROUPS, T_19 = 20, 2.093024  # of the grouped jackknife, and the 97.5 % quantile of Student's t with 19 degrees of freedom
+GROUPS, T_19 = 20, 2.093024  # of the grouped jackknife, and 97.5 % quantile of Student's t with 19 degrees of freedom
 STRATA, T_9 = 10, 2.262157  # the same where groups have as many of each class
 
 
@@ -36,22 +36,22 @@ def statistics(features: Features) -> Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½): the squared Wasserstein-2 distance of two Gaussians (Heusel et al. 2017)."""
+    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½), squared Wasserstein-2 distance of Gaussians (Heusel et al. 2017)."""
     if a.space != b.space or a.mean.shape != b.mean.shape:
         raise ValueError(f"{a.space} [{len(a.mean)}] against {b.space} [{len(b.mean)}]; want the same feature space")
-    values, vectors = torch.linalg.eigh(a.covariance.double())
+    cov_a, cov_b = a.covariance.double(), b.covariance.double()
+    values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # so that only symmetric matrices have roots drawn
-    cross = torch.linalg.eigvalsh(root @ b.covariance.double() @ root).clamp(min=0).sqrt().sum()
-    distance = (a.mean - b.mean).double().square().sum() + a.covariance.double().trace() + b.covariance.double().trace() - 2 * cross
-    return max(0.0, float(distance))
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return max(0.0, float((a.mean - b.mean).double().square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross))
 
 
 def fid(generated: Features, real: Features | Statistics) -> Estimate:
     """Fréchet distance between generated and real images in their feature space.
 
-    It is biased upwards, for independent features of unit variance by D(D + 5)/4n for each set of n: compare equal sizes only,
-    and use `kid` below some thousands of images. The interval, of the value at these sizes, is a jackknife's over 20 groups of
-    each set; `Statistics` can't be resampled and count as exact.
+    It is biased upwards, for independent features of unit variance by D(D + 5)/4n for each set of n: compare equal
+    sizes only, and use `kid` below some thousands of images. The interval, of the value at these sizes, is a
+    jackknife's over 20 groups of each set; `Statistics` can't be resampled and count as exact.
 
     Raises:
         ValueError: two feature spaces, or fewer than 20 images.
@@ -65,8 +65,8 @@ def fid(generated: Features, real: Features | Statistics) -> Estimate:
 def kid(generated: Features, real: Features) -> Estimate:
     """Kernel distance (Bińkowski et al. 2018): unbiased squared MMD with the kernel (x·y/D + 1)³. May be below 0.
 
-    All pairs are used, which has less variance than subsets. The interval is the jackknife's over single images, exact by the
-    kernel's row sums; where both sets have one distribution it is wider than it need be, never narrower.
+    All pairs are used, which has less variance than subsets. The interval is the jackknife's over single images, exact
+    by the kernel's row sums; where both sets have one distribution it is wider than it need be, never narrower.
     """
     x, y, space = together(generated, real)
     if min(len(x), len(y)) < 3:
@@ -77,9 +77,9 @@ def kid(generated: Features, real: Features) -> Estimate:
 def kid_difference(a: Features, b: Features, real: Features, real_varies: bool = True) -> Estimate:
     """`kid(a, real)` − `kid(b, real)`, where sample i of a and sample i of b are a pair: drawn from one noise, say.
 
-    What chance does to one of a pair it does to the other, so `-` of two `Estimate`s would be too wide. Here each pair is left out
-    of both sets at once, and each real image of both distances. Where a and b are stratified, that is done with 10 groups
-    of as many of each class.
+    What chance does to one of a pair it does to the other, so `-` of two `Estimate`s would be too wide. Here each pair
+    is left out of both sets at once, and each real image of both distances. Where a and b are stratified, that is done
+    with 10 groups of as many of each class.
 
     Args:
         real_varies: whether the interval is to hold for other real images, too; False: for these alone.
@@ -87,30 +87,30 @@ def kid_difference(a: Features, b: Features, real: Features, real_varies: bool =
     x, w, y, space = _three(a, b, real, 3)
     if not all(getattr(f, "stratified", False) for f in (a, b)):
         (xy, yx), (wy, yw) = _kernel_sums(x, y), _kernel_sums(w, y)
-        return _squared_mmd(_within_sums(a) - _within_sums(b), torch.zeros(len(y)), xy - wy, (yx - yw) if real_varies else None, space)
+        inside = _within_sums(a) - _within_sums(b)  # that of the real images is in both distances, and cancels
+        return _squared_mmd(inside, torch.zeros(len(y)), xy - wy, yx - yw if real_varies else None, space)
 
     def difference(left_out: int | None = None, real_left_out: int | None = None) -> float:
         c, d, r = _without(a, left_out), _without(b, left_out), _without(real, real_left_out)
         return kid(c, r).value - kid(d, r).value
 
-    return _jackknifed(difference(), [difference(g) for g in range(STRATA)],
-                       [difference(None, g) for g in range(STRATA)] if real_varies else [], T_9, (len(x), len(y)), space)
+    reals = [difference(None, g) for g in range(STRATA)] if real_varies else []
+    return _jackknifed(difference(), [difference(g) for g in range(STRATA)], reals, T_9, (len(x), len(y)), space)
 
 
 def fid_difference(a: Features, b: Features, real: Features) -> Estimate:
-    """`fid(a, real)` − `fid(b, real)`, likewise, by a jackknife over 20 groups. The sets are of one size, so most of the distances' bias
-    is gone."""
+    """`fid(a, real)` − `fid(b, real)`, likewise, over 20 groups. The sets are of one size: most of the bias cancels."""
     space = _three(a, b, real, GROUPS)[3]
     (f, f_parts), (g, g_parts), (r, r_parts) = (_leave_out(features) for features in (a, b, real))
-    return _jackknifed(frechet_distance(f, r) - frechet_distance(g, r),
-                       [frechet_distance(p, r) - frechet_distance(q, r) for p, q in zip(f_parts, g_parts)],
-                       [frechet_distance(f, part) - frechet_distance(g, part) for part in r_parts], T_19, (f.n, r.n), space)
+    parts = [frechet_distance(p, r) - frechet_distance(q, r) for p, q in zip(f_parts, g_parts)]
+    reals = [frechet_distance(f, part) - frechet_distance(g, part) for part in r_parts]
+    return _jackknifed(frechet_distance(f, r) - frechet_distance(g, r), parts, reals, T_19, (f.n, r.n), space)
 
 
 def class_score(logits: Tensor, space: str = "") -> Estimate:
     """exp E KL(p(y|x) ‖ p(y)), from logits [N, classes]: the Inception score's formula with a classifier of your own.
 
-    From 1 to the number of classes: high when single images are clear and all classes occur. The interval is a jackknife's.
+    From 1 to the number of classes: high when single images are clear and all classes occur; a jackknife's interval.
     """
     if logits.ndim != 2 or len(logits) < 3 or logits.shape[1] < 2:
         raise ValueError(f"logits has shape {list(logits.shape)}; want [N, classes], N ≥ 3")
@@ -146,7 +146,7 @@ def _leave_out(features) -> tuple[Statistics, list[Statistics]]:
     """Statistics of features, and of them without each of 20 groups in turn."""
     x, _, space = together(features, features)
     if len(x) < GROUPS:
-        raise ValueError(f"{len(x)} images; a Fréchet distance wants {GROUPS} at the very least, and some thousands to mean much")
+        raise ValueError(f"{len(x)} images; a Fréchet distance wants {GROUPS} at the very least, and thousands to mean much")
     group = torch.arange(len(x)) % GROUPS
     return _statistics(x, space), [_statistics(x[group != i], space) for i in range(GROUPS)]
 
@@ -155,14 +155,15 @@ def _statistics(x: Tensor, space: str) -> Statistics:
     return Statistics(x.mean(0), x.T.cov(), len(x), space)
 
 
-def _jackknifed(value: float, parts, real_parts, quantile: float, n: tuple[int, ...], space: str, least: float = -math.inf) -> Estimate:
+def _jackknifed(value: float, parts, real_parts, quantile: float, n: tuple[int, ...], space: str,
+                least: float = -math.inf) -> Estimate:
     """A value with a jackknife's interval, from its values with one part of either set left out in turn."""
     half = quantile * math.sqrt(sum(jackknife_variance(p) for p in (parts, real_parts) if len(p)))
     return Estimate(value, max(least, value - half), value + half, n, space)
 
 
 def _squared_mmd(xx: Tensor, yy: Tensor, xy: Tensor, yx: Tensor | None, space: str) -> Estimate:
-    """MMD² from row sums of the kernel: within x [n], within y [m], of x with y [n], of y with x [m] (None: y doesn't vary)."""
+    """MMD² from row sums of the kernel: in x [n], in y [m], of x with y [n], of y with x [m] (None: y doesn't vary)."""
 
     def without_one(own, rest, other):  # MMD² when each one of a set is left out in turn, but for terms that stay
         k, j = len(own), len(other)

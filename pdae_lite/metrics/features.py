@@ -22,7 +22,7 @@ POSE = ("rotate", "right", "down", "scale")  # columns of Faces.pose that a netw
 @dataclass(frozen=True)
 class FeatureConfig:
     """`channels`: one 3×3 convolution each (the first is 5×5), with BatchNorm and ReLU, halving where `strides` says 2.
-    `width`: of the class features. `labels`: what the logits stand for; one of them is right, any number if `multi_label`."""
+    `width`: of the class features. `labels`: what the logits stand for; one is right, any number if `multi_label`."""
 
     name: str
     labels: tuple[str, ...]
@@ -39,9 +39,9 @@ class FeatureConfig:
         for name in ("labels", "channels", "strides"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has no tuples
         if len(self.channels) != len(self.strides) or not self.channels:
-            raise ValueError(f"channels has {len(self.channels)} entries, strides {len(self.strides)}; want one each per convolution")
+            raise ValueError(f"channels has {len(self.channels)} entries, strides {len(self.strides)}; want as many")
         if self.image_size % self.shrink:
-            raise ValueError(f"image_size={self.image_size}; want a multiple of {self.shrink}, the product of the strides")
+            raise ValueError(f"image_size={self.image_size}; want a multiple of {self.shrink}, the strides' product")
 
     @property
     def shrink(self) -> int:
@@ -50,7 +50,7 @@ class FeatureConfig:
 
 
 class FeatureNet(Saved):
-    """A small convolutional classifier whose activations are a feature space. `pdae_lite.load("digits", kind="features")`.
+    """A small convolutional classifier whose activations are a feature space; `pdae_lite.load("digits", "features")`.
 
     Two layers serve as features: "class", the penultimate activations [N, width] behind a ReLU, scaled to unit variance
     over the training images, for distances between distributions; and "shape", the last convolutional activations,
@@ -65,12 +65,13 @@ class FeatureNet(Saved):
         layers, previous = [], config.in_channels
         for i, (channels, stride) in enumerate(zip(config.channels, config.strides)):
             kernel = 3 if i else 5
-            layers += [nn.Conv2d(previous, channels, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+            layers.append(nn.Conv2d(previous, channels, kernel, stride, kernel // 2, bias=False))
+            layers += [nn.BatchNorm2d(channels), nn.ReLU()]
             previous = channels
-        side = config.image_size // config.shrink
+        flat = previous * (config.image_size // config.shrink) ** 2
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         # BatchNorm keeps every feature alive; without it a third of them died.
-        self.squeeze = nn.Sequential(nn.Linear(previous * side**2, config.width, bias=False), nn.BatchNorm1d(config.width), nn.ReLU())
+        self.squeeze = nn.Sequential(nn.Linear(flat, config.width, bias=False), nn.BatchNorm1d(config.width), nn.ReLU())
         self.dropout = nn.Dropout(config.dropout)
         self.logits = nn.Linear(config.width, len(config.labels))
         self.pose_out = nn.Linear(config.width, len(POSE)) if config.pose else None
@@ -80,20 +81,21 @@ class FeatureNet(Saved):
         return self.logits(self.dropout(self.features(x)))
 
     def pose(self, x: Tensor) -> Tensor:
-        """Rotation in degrees, shift right and down in % of the side, scale: [N, 4], in the units of `data.Faces.pose`."""
+        """Rotation in degrees, shift right and down in % of the side, scale, as in `data.Faces.pose`: [N, 4]."""
         if self.pose_out is None:
             raise ValueError(f"the network for {self.config.name} was not trained to tell a pose")
         return self.pose_out(self.features(x))
 
     def features(self, x: Tensor, layer: str = "class") -> Tensor:
-        """Activations [N, D] of images [N, C, H, W] in [−1, 1]; D is `width` for "class". Images that are k times as large
-        as the network's are shrunk to it: the mean of each k×k pixels."""
+        """Activations [N, D] of images [N, C, H, W] in [−1, 1]; D is `width` for "class". Images that are k times as
+        large as the network's are shrunk to it: the mean of each k×k pixels."""
         if layer not in LAYERS:
             raise ValueError(f"layer {layer!r}; want 'class' or 'shape'")
         size = self.config.image_size
         check_images(x, self.config.in_channels, 1, "x")
         if x.shape[2] != x.shape[3] or x.shape[2] % size:
-            raise ValueError(f"x is {x.shape[2]}×{x.shape[3]}; the network for {self.config.name} takes {size}×{size}, or multiples of it")
+            raise ValueError(f"x is {x.shape[2]}×{x.shape[3]}; the network for {self.config.name} takes {size}×{size}, or "
+                             "multiples of it")
         if x.shape[2] > size:
             x = nn.functional.avg_pool2d(x, x.shape[2] // size)
         shape = self.convolutions(x)
@@ -104,8 +106,9 @@ class FeatureNet(Saved):
 class Features:
     """Features of some images, with the name of their space, so that two spaces can't be mixed up.
 
-    `values` float [N, D]. `labels`: None, class numbers int64 [N], or int64 [N, A], 0 or 1, a column for each of `attributes`.
-    `stratified`: the number of images of each class was fixed, not left to chance, which `metrics.kid` must know.
+    `values` float [N, D]. `labels`: None, class numbers int64 [N], or int64 [N, A], 0 or 1, a column for each of
+    `attributes`. `stratified`: the number of images of each class was fixed, not left to chance, which `metrics.kid`
+    must know.
     """
 
     values: Tensor
@@ -129,7 +132,8 @@ class Features:
 
     def __getitem__(self, index) -> "Features":
         """Some of them: a slice, a list of places or a mask; how many of each class is chance again."""
-        return replace(self, values=self.values[index], labels=None if self.labels is None else self.labels[index], stratified=False)
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, values=self.values[index], labels=labels, stratified=False)
 
     def where(self, label: int | str, value: int = 1) -> "Features":
         """Those of one class, or those whose attribute has a value."""
@@ -150,7 +154,8 @@ def together(a: Features | Tensor, b: Features | Tensor) -> tuple[Tensor, Tensor
     """
     a, b = (x if isinstance(x, Features) else Features(x) for x in (a, b))
     if a.space != b.space or a.values.shape[1] != b.values.shape[1]:
-        raise ValueError(f"{a.space} [N, {a.values.shape[1]}] against {b.space} [N, {b.values.shape[1]}]; want the same feature space")
+        raise ValueError(f"{a.space} [N, {a.values.shape[1]}] against {b.space} [N, {b.values.shape[1]}]; want the same "
+                         "feature space")
     return a.values.detach().double().cpu(), b.values.detach().double().cpu(), a.space
 
 
@@ -171,7 +176,8 @@ def extract(net: FeatureNet, images, layer: str = "class", batch_size: int = 250
     """
     pixels = getattr(images, "images", images)
     if not torch.is_tensor(pixels) or pixels.ndim != 4 or len(pixels) < 1:
-        raise ValueError(f"images is {list(getattr(pixels, 'shape', [])) or type(pixels).__name__}; want [N, C, H, W], N ≥ 1")
+        shape = list(getattr(pixels, "shape", [])) or type(pixels).__name__
+        raise ValueError(f"images is {shape}; want [N, C, H, W], N ≥ 1")
     was_training, device, out = net.training, next(net.parameters()).device, []
     net.eval()
     try:
@@ -186,10 +192,10 @@ def extract(net: FeatureNet, images, layer: str = "class", batch_size: int = 250
 
 
 def reference(name: str) -> Features:
-    """Class features of real images that no model was trained on, with their labels: what to measure generated images against.
+    """Class features of real images that no model was trained on, with labels: what to measure generated ones against.
 
-    "peeps": 10,000 faces drawn for this purpose alone, in none of the splits (stored as float16). "digits": the 500 held-out
-    digits, computed on the fly; too few for a Fréchet distance, so use the kernel distance.
+    "peeps": 10,000 faces drawn for this purpose alone, in none of the splits (stored as float16). "digits": the 500
+    held-out digits, computed on the fly; too few for a Fréchet distance, so use the kernel distance.
     """
     if name == "digits":
         return replace(extract(load("digits", kind="features"), digits("test")), stratified=True)  # 50 of each
@@ -197,5 +203,5 @@ def reference(name: str) -> Features:
         raise ValueError(f"reference {name!r}; want 'digits' or 'peeps'")
     arrays = load_arrays("peeps_reference.npz.xz")
     attributes = tuple(map(str, arrays["attributes"]))
-    labels = np.unpackbits(arrays["labels"], axis=1, count=len(attributes)).astype(np.int64)
-    return Features(torch.from_numpy(arrays["features"]).float(), "peeps class features", torch.from_numpy(labels), attributes)
+    labels = torch.from_numpy(np.unpackbits(arrays["labels"], axis=1, count=len(attributes)).astype(np.int64))
+    return Features(torch.from_numpy(arrays["features"]).float(), "peeps class features", labels, attributes)

@@ -34,7 +34,7 @@ class LinearGaussian:
             raise ValueError(f"z_dim={z_dim}; want 0 … {flat.shape[1]}")
         self.shape, self.z_dim, self.mean = x_0.shape[1:], z_dim, flat.mean(0)
         flat = flat - self.mean
-        if len(flat) < flat.shape[1]:  # of so few images only a few components vary, and the small matrix of products knows them
+        if len(flat) < flat.shape[1]:  # only so many components vary, and the small matrix of products knows them
             variance, weights = torch.linalg.eigh(flat @ flat.T / (len(flat) - 1))
             basis = torch.nn.functional.normalize(flat.T @ weights, dim=0)
         else:
@@ -48,7 +48,8 @@ class LinearGaussian:
 
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
             b, m = basis.to(x_t), mean.to(x_t)
-            signal, noise = (schedule.at(k, t, x_t).reshape(-1, 1) for k in ("sqrt_alpha_bar", "sqrt_one_minus_alpha_bar"))
+            signal, noise = (schedule.at(k, t, x_t).reshape(-1, 1)
+                             for k in ("sqrt_alpha_bar", "sqrt_one_minus_alpha_bar"))
             y = (x_t.flatten(1) - signal * m) @ b  # noisy coefficients
             var = self.variance.to(x_t)
             coefficients = signal * var / (signal**2 * var + noise**2) * y  # Wiener filter: E[x_0 | x_t]

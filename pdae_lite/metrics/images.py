@@ -1,8 +1,8 @@
 """How far rebuilt images are from the originals: MSE, PSNR, SSIM, LPIPS of each pair.
 
-All take two float tensors [N, C, H, W] in [−1, 1] and give a value per pair, [N]: `metrics.mean(ssim(a, b))` is an `Estimate`,
-`metrics.mean(ssim(a, c) - ssim(b, c))` a paired difference. Values up to 0.002 outside [−1, 1] are clamped; others, NaN, other
-dtypes and unequal shapes raise a ValueError.
+All take two float tensors [N, C, H, W] in [−1, 1] and give a value per pair, [N]: `metrics.mean(ssim(a, b))` is an
+`Estimate`, `metrics.mean(ssim(a, c) - ssim(b, c))` a paired difference. Values up to 0.002 outside [−1, 1] are clamped;
+others, NaN, other dtypes and unequal shapes raise a ValueError.
 """
 from pathlib import Path
 
@@ -36,8 +36,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 def lpips(a: Tensor, b: Tensor, download: bool = False) -> Tensor:
     """LPIPS (Zhang et al. 2018) on AlexNet, of each pair: [N]. Grey images are taken as RGB.
 
-    AlexNet's ImageNet weights (233 MB) don't ship; torchvision fetches them only with `download=True`. Without them there is
-    `feature_distance`, which is no LPIPS and not comparable with it.
+    AlexNet's ImageNet weights (233 MB) don't ship; torchvision fetches them only with `download=True`. Without them
+    there is `feature_distance`, which is no LPIPS and not comparable with it.
 
     Raises:
         FileNotFoundError: the weights aren't in torch's cache, and `download` wasn't asked for.
@@ -50,7 +50,8 @@ def lpips(a: Tensor, b: Tensor, download: bool = False) -> Tensor:
         raise ValueError(f"images have {a.shape[1]} channels; LPIPS wants 1 or 3")
     path = Path(torch.hub.get_dir()) / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
     if not download and not path.is_file():
-        raise FileNotFoundError(f"LPIPS needs AlexNet's weights, {path}; fetch them with download=True, or use feature_distance")
+        raise FileNotFoundError(f"LPIPS needs AlexNet's weights, {path}; fetch them with download=True, or use "
+                                "feature_distance")
     a, b = (x.expand(-1, 3, -1, -1) for x in (a, b))
     with torch.no_grad():
         return learned_perceptual_image_patch_similarity(a, b, net_type="alex", reduction="none").reshape(-1)

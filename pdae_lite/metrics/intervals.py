@@ -1,4 +1,4 @@
-"""Measured values with their uncertainty: 95 % intervals by bootstrap, by Wilson's formula for shares, or by the jackknife."""
+"""Measured values with 95 % intervals: by bootstrap, by Wilson's formula for shares, or by the jackknife."""
 import math
 from dataclasses import dataclass, replace
 
@@ -13,8 +13,8 @@ BLOCK = 1 << 24  # numbers in memory at a time
 class Estimate:
     """A measured value, its 95 % interval, the sample sizes it rests on, and the feature space if there is one.
 
-    `a - b` is the difference of two independent estimates with an interval of its own (Zou & Donner 2008). Where both share
-    images or noise, it is too wide: take the mean of paired differences instead.
+    `a - b` is the difference of two independent estimates with an interval of its own (Zou & Donner 2008). Where both
+    share images or noise, it is too wide: take the mean of paired differences instead.
     """
 
     value: float
@@ -25,7 +25,8 @@ class Estimate:
 
     def __str__(self) -> str:
         sizes = " and ".join(f"{n:,}" for n in self.n)
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}] (n = {sizes}{', ' + self.space if self.space else ''})"
+        space = f", {self.space}" if self.space else ""
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}] (n = {sizes}{space})"
 
     def __float__(self) -> float:
         return self.value
@@ -34,14 +35,17 @@ class Estimate:
         if not isinstance(other, Estimate):
             return NotImplemented
         if self.space != other.space:
-            raise ValueError(f"a value in {self.space or 'no feature space'} minus one in {other.space or 'none'}; want the same space")
+            raise ValueError(f"a value in {self.space or 'no feature space'} minus one in {other.space or 'none'}; want "
+                             "the same space")
         value = self.value - other.value
         low = value - math.hypot(self.value - self.low, other.high - other.value)
-        return Estimate(value, low, value + math.hypot(self.high - self.value, other.value - other.low), self.n + other.n, self.space)
+        high = value + math.hypot(self.high - self.value, other.value - other.low)
+        return Estimate(value, low, high, self.n + other.n, self.space)
 
     def to_dict(self) -> dict:
         """JSON-able values."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": list(self.n)} | ({"space": self.space} if self.space else {})
+        known = {"value": self.value, "low": self.low, "high": self.high, "n": list(self.n)}
+        return known | ({"space": self.space} if self.space else {})
 
     def excludes(self, value: float = 0.0) -> bool:
         """Whether the interval leaves out a value. A difference that doesn't exclude 0 was not measured."""
@@ -49,7 +53,7 @@ class Estimate:
 
 
 def mean(values: Tensor, resamples: int = 2000, generator: torch.Generator | None = None) -> Estimate:
-    """Mean of values [N], N ≥ 2, with a percentile bootstrap interval. Without a generator the same values give the same interval."""
+    """Mean of values [N], N ≥ 2, with a percentile bootstrap interval; without a generator, always the same one."""
     return bootstrap(lambda x: x.mean(-1), resamples, generator, _numbers(values))
 
 

@@ -39,14 +39,15 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(generated: Features, real: Features, k: int = 3) -> PrecisionRecall:
-    """Improved precision and recall (Kynkäänniemi et al. 2019): shares inside the other set's balls to the k-th neighbour.
+    """Improved precision and recall (Kynkäänniemi et al. 2019): shares in the other set's balls to the k-th neighbour.
 
-    The balls shrink as a set grows: compare only figures of equal sizes, best with as many generated as real images. The
-    intervals are of the shares, for the balls as they are.
+    The balls shrink as a set grows: compare only figures of equal sizes, best with as many generated as real images.
+    The intervals are of the shares, for the balls as they are.
     """
     g, r, space = together(generated, real)
     if not isinstance(k, int) or not 1 <= k < min(len(g), len(r)):
-        raise ValueError(f"k={k}; want 1 … {min(len(g), len(r)) - 1}, less than either number of images ({len(g)}, {len(r)})")
+        most = min(len(g), len(r)) - 1
+        raise ValueError(f"k={k}; want 1 … {most}, less than either number of images ({len(g)}, {len(r)})")
     out = []
     for inner, outer in ((g, r), (r, g)):
         # k + 1, because the nearest is the point itself

@@ -1,6 +1,7 @@
 """Models measured: Tables 1 and 2 by the paper's protocol, and the reconstructions of any model.
 
-The protocol is the release's: its grid of t (`grid="paper"`), x̂_0 clamped in every step, inversion included, and its metrics.
+The protocol is the release's: its grid of t (`grid="paper"`), x̂_0 clamped in every step, inversion included, and its
+metrics.
 """
 import warnings
 from collections.abc import Callable, Iterable
@@ -14,23 +15,50 @@ from torch import Tensor
 from .. import counter_rng, metrics, sampling
 from ..applications.latent import LatentDPM
 from ..autoencoder import Autoencoder
-from ..data.builtin import to_float
+from ..evaluation.checks import images_at
 from ..metrics.features import FeatureNet, Features
 from ..metrics.intervals import Estimate, mean
 from ..pdae import PDAE
 from ..progress import progress_bar
+from .partial import Partial
 from .published import OFF_LAST, STEPS, TABLE_1_STEPS
 
-# ---- reconstructions of any model -------------------------------------------------------------------------------------
+# ---- reconstructions ----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def reconstruction(model: Autoencoder, images, steps: int = 100, seed: int = 0, batch_size: int = 50,
-                   progress: bool = False) -> dict[str, dict[str, Estimate]]:
-    """{"random x_T": {"MSE": …, "SSIM": …, "PSNR": …}, "inferred x_T": …}: means over images with 95 % intervals, all on [0, 1].
+def compare(images, count: int, device, rows: Callable, columns: dict[str, Callable], seed: int = 0, batch_size: int = 50,
+            partial: Partial | None = None, progress: bool = False, what: str = "rebuilt") -> dict[str, dict[str, Estimate]]:
+    """{row: {column: mean with its 95 % interval}} over the first `count` images of a data set, of (image, label) too.
 
     Args:
-        images: a data set of uint8 images, or of (image, label).
+        rows: (x_0, x_T) -> {row: images [N, C, H, W] rebuilt from x_0}. x_T is random noise; that of image i depends on
+            `seed` and i alone.
+        columns: name -> function of (x_0, rebuilt) that gives a figure for each pair, [N].
+        partial: what was measured before a stop; the rest is added.
+    """
+    partial = Partial(None, {}) if partial is None else partial
+    for start in progress_bar(range(partial.count(), count, batch_size), show=progress, desc=what):
+        index = torch.arange(start, min(start + batch_size, count))
+        x_0 = images_at(images, index).to(device)
+        made = rows(x_0, counter_rng.normal(seed, 0, index, tuple(x_0.shape[1:])).to(x_0))
+        partial.extend({f"{row}|{c}": f(x_0, x) for row, x in made.items() for c, f in columns.items()})
+    found = dict.fromkeys(key.split("|")[0] for key in partial.tensors)
+    return {row: {c: mean(partial.tensors[f"{row}|{c}"]) for c in columns} for row in found}
+
+
+def both_x_T(model: Autoencoder, x_0: Tensor, x_T: Tensor, steps: int, name: str = "", **options) -> dict[str, Tensor]:
+    """{"random x_T": images, "inferred x_T": images}, rebuilt from z and either noise; `name` comes before each."""
+    z = model.encode(x_0)
+    return {f"{name}random x_T": model.decode(z, x_T, steps, **options),
+            f"{name}inferred x_T": model.decode(z, model.invert(x_0, z, steps, **options), steps, **options)}
+
+
+def reconstruction(model: Autoencoder, images, steps: int = 100, seed: int = 0, batch_size: int = 50,
+                   progress: bool = False) -> dict[str, dict[str, Estimate]]:
+    """{"random x_T": {"MSE": …, "SSIM": …, "PSNR": …}, "inferred x_T": …}, all on [0, 1], over a data set of images.
+
+    Args:
         steps: network evaluations, in the inversion too.
 
     Raises:
@@ -38,25 +66,11 @@ def reconstruction(model: Autoencoder, images, steps: int = 100, seed: int = 0, 
     """
     if model.data_range != (-1.0, 1.0):
         raise ValueError(f"the model's data range is {model.data_range}; these metrics are for images in [-1, 1]")
-    values: dict[str, dict[str, list[Tensor]]] = {}
-    for index, x_0 in _batches(images, batch_size, model.device, progress, "reconstruction"):
-        z, x_T = model.encode(x_0), counter_rng.normal(seed, 0, index, tuple(x_0.shape[1:])).to(x_0)
-        for row, noise in (("random x_T", x_T), ("inferred x_T", model.invert(x_0, z, steps))):
-            x = model.decode(z, noise, steps)
-            _gather(values, row, {"MSE": metrics.mse(x_0, x), "SSIM": metrics.ssim(x_0, x), "PSNR": metrics.psnr(x_0, x)})
-    return _means(values)
+    return compare(images, len(images), model.device, lambda x_0, x_T: both_x_T(model, x_0, x_T, steps),
+                   {"MSE": metrics.mse, "SSIM": metrics.ssim, "PSNR": metrics.psnr}, seed, batch_size, None, progress)
 
 
-def _gather(values: dict, row: str, measured: dict[str, Tensor]) -> None:
-    for metric, v in measured.items():
-        values.setdefault(row, {}).setdefault(metric, []).append(v.double().cpu())
-
-
-def _means(values: dict) -> dict[str, dict[str, Estimate]]:
-    return {row: {metric: mean(torch.cat(v)) for metric, v in columns.items()} for row, columns in values.items()}
-
-
-# ---- Table 1: reconstruction ------------------------------------------------------------------------------------------
+# ---- Table 1: reconstruction --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -78,8 +92,8 @@ def feature_distance(space: "FeatureSpace") -> Distance:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """SSIM of each pair [N, C, H, W] on [0, 1], as published: the 11×11 Gaussian window (σ = 1.5) sees zeros beyond the border, and
-    border pixels count. (`metrics.ssim` leaves them out, as Wang et al. 2004 do.)"""
+    """SSIM of each pair [N, C, H, W] on [0, 1], as published: the 11×11 Gaussian window (σ = 1.5) sees zeros beyond the
+    border, and border pixels count. (`metrics.ssim` leaves them out, as Wang et al. 2004 do.)"""
     u = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
     g = torch.exp(-u.square() / (2 * 1.5**2))
     window = (g[:, None] * g / g.sum() ** 2).expand(a.shape[1], 1, 11, 11)
@@ -95,34 +109,28 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reconstructions(pdae: PDAE, x_0: Tensor, x_T: Tensor, steps: int, long_inversion: int | None = None) -> dict[str, Tensor]:
-    """The rows of Table 1 that a PDAE and its DPM give: reconstructions [N, C, H, W] of x_0; x_T [N, C, H, W] is the random one."""
+def reconstructions(pdae: PDAE, x_0: Tensor, x_T: Tensor, steps: int,
+                    long_inversion: int | None = None) -> dict[str, Tensor]:
+    """The rows of Table 1 that a PDAE and its DPM give: images [N, C, H, W] rebuilt from x_0; x_T is the random noise."""
     paper = {"grid": "paper", "clip": True}
-    dpm, z = pdae.dpm, pdae.encode(x_0)
-    inferred = sampling.invert(dpm, x_0, pdae.schedule, steps, **paper)
-    out = {
-        "DDIM, inferred x_T": sampling.ddim(dpm, inferred, pdae.schedule, steps, **paper),
-        "PDAE, random x_T": pdae.decode(z, x_T, steps, **paper),
-        "PDAE, inferred x_T": pdae.decode(z, pdae.invert(x_0, z, steps, **paper), steps, **paper),
-    }
+    inferred = sampling.invert(pdae.dpm, x_0, pdae.schedule, steps, **paper)
+    out = {"DDIM, inferred x_T": sampling.ddim(pdae.dpm, inferred, pdae.schedule, steps, **paper)}
+    out |= both_x_T(pdae, x_0, x_T, steps, "PDAE, ", **paper)
     if long_inversion is not None:
-        out[f"PDAE, x_T inferred in {long_inversion} steps"] = pdae.decode(z, pdae.invert(x_0, z, long_inversion, **paper), steps, **paper)
+        z = pdae.encode(x_0)
+        long = pdae.invert(x_0, z, long_inversion, **paper)
+        out[f"PDAE, x_T inferred in {long_inversion} steps"] = pdae.decode(z, long, steps, **paper)
     return out
 
 
-def table_1(pdae: PDAE, images, distance: Distance, steps: int = TABLE_1_STEPS, long_inversion: int | None = None, seed: int = 0,
-            batch_size: int = 100, progress: bool = False) -> dict[str, dict[str, Estimate]]:
-    """{row: {"SSIM": …, distance.name: …, "MSE": …}}, means over a data set of uint8 images, with 95 % intervals.
-
-    The random x_T of image i depends on `seed` and i alone.
-    """
-    values: dict[str, dict[str, list[Tensor]]] = {}
-    for index, x_0 in _batches(images, batch_size, pdae.device, progress, f"Table 1, T = {steps}"):
-        x_T = counter_rng.normal(seed, 0, index, tuple(x_0.shape[1:])).to(x_0)
-        for row, x in reconstructions(pdae, x_0, x_T, steps, long_inversion).items():
-            a, b = (x_0 + 1) / 2, (x + 1) / 2
-            _gather(values, row, {"SSIM": ssim(a, b), distance.name: distance.function(x_0, x), "MSE": (a - b).square().mean((1, 2, 3))})
-    return _means(values)
+def table_1(pdae: PDAE, images, distance: Distance, steps: int = TABLE_1_STEPS, long_inversion: int | None = None,
+            seed: int = 0, batch_size: int = 100, progress: bool = False) -> dict[str, dict[str, Estimate]]:
+    """{row: {"SSIM": …, distance.name: …, "MSE": …}}, means over a data set of images, with 95 % intervals."""
+    columns = {"SSIM": lambda a, b: ssim((a + 1) / 2, (b + 1) / 2), distance.name: distance.function,
+               "MSE": lambda a, b: ((a - b) / 2).square().mean((1, 2, 3))}
+    return compare(images, len(images), pdae.device,
+                   lambda x_0, x_T: reconstructions(pdae, x_0, x_T, steps, long_inversion), columns, seed, batch_size, None,
+                   progress, f"Table 1, T = {steps}")
 
 
 # ---- Table 2: unconditional samples -----------------------------------------------------------------------------------
@@ -130,7 +138,8 @@ def table_1(pdae: PDAE, images, distance: Distance, steps: int = TABLE_1_STEPS, 
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Images [N, C, H, W] in [−1, 1] to features [N, D]. Distances in Inception's space alone are FIDs: `is_inception`."""
+    """Images [N, C, H, W] in [−1, 1] to features [N, D]. Distances in Inception's space alone are FIDs:
+    `is_inception`."""
 
     name: str
     function: Callable[[Tensor], Tensor]
@@ -142,8 +151,8 @@ class FeatureSpace:
 
 
 def inception_space(path: str | Path, device="cpu") -> FeatureSpace:
-    """FID's own features, from a TorchScript file of Inception that takes uint8 RGB images of any size and gives [N, 2048] (that
-    of StyleGAN2-ADA, inception-2015-12-05.pt, does).
+    """FID's own features, from a TorchScript file of Inception that takes uint8 RGB images of any size and gives [N,
+    2048] (that of StyleGAN2-ADA, inception-2015-12-05.pt, does).
 
     Raises:
         FileNotFoundError: no such file.  ValueError: no TorchScript.
@@ -181,13 +190,15 @@ def small_space(net: FeatureNet) -> FeatureSpace:
 @torch.no_grad()
 def real_statistics(space: FeatureSpace, images, device, batch_size: int = 100, progress: bool = False) -> metrics.Statistics:
     """Mean and covariance of the features of a data set of uint8 images."""
-    parts = [space(x).cpu() for _, x in _batches(images, batch_size, device, progress, "real images")]
+    batches = progress_bar(torch.arange(len(images)).split(batch_size), show=progress, desc="real images")
+    parts = [space(images_at(images, index).to(device)).cpu() for index in batches]
     return metrics.statistics(Features(torch.cat(parts), space.name))
 
 
 @torch.no_grad()
 def latent_samples(latent: LatentDPM, z_T: Tensor, steps: int) -> Tensor:
-    """Codes [N, z_dim] as the release draws them: z_T and, in every step, ẑ_0 clamped to [−1, 1] (`LatentDPM.sample` doesn't)."""
+    """Codes [N, z_dim] as the release draws them: z_T and, in every step, ẑ_0 clamped to [−1, 1] (`LatentDPM.sample`
+    doesn't)."""
 
     def clamped(z_t: Tensor, t: Tensor) -> Tensor:
         return latent(z_t, t)
@@ -214,13 +225,3 @@ def table_2(pdae: PDAE, latent: LatentDPM, space: FeatureSpace, real: metrics.St
         for row, features in parts.items():
             out[row][T] = metrics.fid(Features(torch.cat(features), space.name), real)
     return out
-
-
-def _batches(images, batch_size: int, device, progress: bool, what: str):
-    """(indices, float images in [−1, 1] on the device), batch by batch."""
-    for index in progress_bar(torch.arange(len(images)).split(batch_size), show=progress, desc=what):
-        yield index, to_float(torch.stack([_image(images[int(i)]) for i in index])).to(device)
-
-
-def _image(item) -> Tensor:
-    return item[0] if isinstance(item, (tuple, list)) else item

@@ -84,8 +84,8 @@ def _files(name: str, checkpoint: Path, config: Path | None, ddpm_config: Path |
 
 
 def open_images(root: str | Path, name: str, size: int, channels: int, start: int = 0, stop: int | None = None):
-    """The images of an LMDB, uint8 [channels, size, size] each: of the folder `name` in `root`, or `root` itself if that is an
-    LMDB. Aligned CelebA (keys None-0000000) is cropped as in the literature."""
+    """The images of an LMDB, uint8 [channels, size, size] each: of the folder `name` in `root`, or `root` itself if
+    that is an LMDB. Aligned CelebA (keys None-0000000) is cropped as in the literature."""
     root = Path(root)
     path = root / name if (root / name).exists() else root
     images = lmdb(path, size, channels=channels, start=start, stop=stop)

@@ -25,7 +25,7 @@ class Subject:
 
     @classmethod
     def open(cls, model: str, latent: str | None = None, name: str | None = None, device="cpu") -> "Subject":
-        """Of "digits" or "peeps" all models that ship; of a file its PDAE or Diff-AE, and the latent DPM of another file.
+        """Of "digits" or "peeps" all models that ship; of a file its PDAE or Diff-AE, and another file's latent DPM.
 
         Args:
             name: the data set, if the file of the model doesn't say it.

@@ -2,12 +2,11 @@
 import torch
 from torch import Tensor
 
-from .. import counter_rng, data, metrics, sampling
+from .. import data, metrics, sampling
 from ..metrics.features import FeatureNet
-from ..metrics.intervals import Estimate, mean
-from ..progress import progress_bar
+from ..metrics.intervals import Estimate
 from .partial import Partial
-from .protocol import Distance
+from .protocol import Distance, both_x_T, compare
 from .subject import Subject
 
 
@@ -25,21 +24,18 @@ def latent_size(s: Subject, row: str) -> int:
 
 @torch.no_grad()
 def rebuilt(s: Subject, x_0: Tensor, x_T: Tensor, steps: int) -> dict[str, Tensor]:
-    """Each row of Table 1: images [N, C, H, W] rebuilt from x_0, by this library's defaults; x_T is the random noise. The plain DPM has
-    no row with random x_T: it knows nothing of the image then."""
+    """Each row of Table 1: images [N, C, H, W] rebuilt from x_0, by this library's defaults; x_T is the random noise.
+    The plain DPM has no row with random x_T: it knows nothing of the image then."""
     out = {}
     if s.pdae is not None:
         schedule = s.pdae.schedule
-        out["DDIM, inferred x_T"] = sampling.ddim(s.pdae.dpm, sampling.invert(s.pdae.dpm, x_0, schedule, steps), schedule, steps)
-    for name, model in (("Diff-AE", s.diffae), ("PDAE", s.pdae)):
-        if model is not None:
-            z = model.encode(x_0)
-            out[f"{name}, random x_T"] = model.decode(z, x_T, steps)
-            out[f"{name}, inferred x_T"] = model.decode(z, model.invert(x_0, z, steps), steps)
+        inferred = sampling.invert(s.pdae.dpm, x_0, schedule, steps)
+        out["DDIM, inferred x_T"] = sampling.ddim(s.pdae.dpm, inferred, schedule, steps)
+    for name, model in (("Diff-AE, ", s.diffae), ("PDAE, ", s.pdae)):
+        out |= both_x_T(model, x_0, x_T, steps, name) if model is not None else {}
     return out
 
 
-@torch.no_grad()
 def table_1(s: Subject, count: int, steps: int = 100, seed: int = 0, batch_size: int = 50, distance: Distance | None = None,
             partial: Partial | None = None, progress: bool = False) -> dict[str, dict[str, Estimate]]:
     """{row: {"SSIM": …, distance.name: …, "MSE": …}} of the first `count` held-out images; means with 95 % intervals.
@@ -47,23 +43,9 @@ def table_1(s: Subject, count: int, steps: int = 100, seed: int = 0, batch_size:
     The random x_T of image i depends on `seed` and i alone.
     """
     distance = shape_distance(s.net) if distance is None else distance
-    partial = Partial(None, {}) if partial is None else partial
-    test = data.shipped_images(s.data, "test", s.shape[1])
-    device = s.some.device
-    for start in progress_bar(range(partial.count(), count, batch_size), show=progress, desc=f"Table 1, T = {steps}"):
-        index = torch.arange(start, min(start + batch_size, count))
-        x_0 = test.floats(index).to(device)
-        x_T = counter_rng.normal(seed, 0, index, s.shape).to(device)
-        more = {}
-        for row, x in rebuilt(s, x_0, x_T, steps).items():
-            more[f"{row}|SSIM"] = metrics.ssim(x_0, x)
-            more[f"{row}|{distance.name}"] = distance.function(x_0, x)
-            more[f"{row}|MSE"] = metrics.mse(x_0, x)
-        partial.extend(more)
-    table: dict[str, dict[str, Estimate]] = {}
-    for key, values in partial.tensors.items():
-        row, _, metric = key.partition("|")
-        table.setdefault(row, {})[metric] = mean(values)
+    columns = {"SSIM": metrics.ssim, distance.name: distance.function, "MSE": metrics.mse}
+    table = compare(data.shipped_images(s.data, "test", s.shape[1]), count, s.some.device,
+                    lambda x_0, x_T: rebuilt(s, x_0, x_T, steps), columns, seed, batch_size, partial, progress,
+                    f"Table 1, T = {steps}")
     order = [f"{name}, {how} x_T" for name in ("DDIM", "Diff-AE", "PDAE") for how in ("random", "inferred")]
-    columns = ("SSIM", distance.name, "MSE")  # files of tensors keep no order
-    return {row: {metric: table[row][metric] for metric in columns} for row in order if row in table}
+    return {row: table[row] for row in order if row in table}  # files of tensors keep no order

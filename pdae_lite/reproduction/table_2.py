@@ -1,7 +1,8 @@
 """Table 2 in small: new images by a DPM alone, and by the same DPM shifted by codes z that a latent DPM drew.
 
-All methods begin with the same x_T, and the latent DPMs with the same z_T, so samples come in pairs and differences of distances have
-narrow intervals (`metrics.kid_difference`). Costs are counted in FLOP: an evaluation with the estimator costs more than one without.
+All methods begin with the same x_T, and the latent DPMs with the same z_T, so samples come in pairs and differences of
+distances have narrow intervals (`metrics.kid_difference`). Costs are counted in FLOP: an evaluation with the estimator
+costs more than one without.
 """
 from dataclasses import asdict, dataclass, replace
 
@@ -25,7 +26,8 @@ FIRST = 16  # samples whose mean features are stored, to be computed again
 
 @dataclass(frozen=True)
 class Cell:
-    """One set of samples. `off_last`: the last share of the steps that a PDAE leaves to the plain DPM. `cost`: GFLOP of an image."""
+    """One set of samples. `off_last`: the last share of the steps that a PDAE leaves to the plain DPM. `cost`: GFLOP of
+    an image."""
 
     method: str
     steps: int
@@ -44,7 +46,8 @@ class Cell:
 
 @torch.no_grad()
 def gflop(s: Subject) -> dict[str, float]:
-    """GFLOP of one evaluation for one image: of the plain DPM, of one shifted by z, of the Diff-AE, and of the latent DPMs."""
+    """GFLOP of one evaluation for one image: of the plain DPM, of one shifted by z, of the Diff-AE, and of the latent
+    DPMs."""
     from torch.utils.flop_counter import FlopCounterMode
 
     device = s.some.device
@@ -78,7 +81,8 @@ def cost(s: Subject, each: dict[str, float], method: str, steps: int, off_last: 
 
 
 def cells(s: Subject, steps=STEPS) -> tuple[list[Cell], dict[int, dict[str, str]]]:
-    """All sets of samples; and, for each T, those that cost as much as T evaluations of the plain DPM: method → name."""
+    """All sets of samples; and, for each T, those that cost as much as T evaluations of the plain DPM: method →
+    name."""
     each, found, equal = gflop(s), {}, {}
     methods = [m for m, parts in (("DDIM", (s.pdae,)), ("Diff-AE", (s.diffae, s.diffae_latent)), ("PDAE", (s.pdae, s.latent)))
                if None not in parts]
@@ -118,7 +122,8 @@ def fast(s: Subject, dtype: torch.dtype | None) -> Subject:
 
 @torch.no_grad()
 def draw(s: Subject, wanted: list[Cell], index: Tensor, seed: int = 0):
-    """Yields (name of a cell, images [N, C, H, W]) of samples `index` [N]; sample i depends on the seed and on i alone."""
+    """Yields (name of a cell, images [N, C, H, W]) of samples `index` [N]; sample i depends on the seed and on i
+    alone."""
     device = s.some.device
     x_T = counter_rng.normal(seed, 0, index, s.shape).to(device)
     codes = {}
@@ -139,8 +144,8 @@ def draw(s: Subject, wanted: list[Cell], index: Tensor, seed: int = 0):
 
 
 def every_off_last(s: Subject, z: Tensor, x_T: Tensor, steps: int, group: list[Cell]):
-    """The same as s.pdae.decode(z, x_T, steps, off_last=…) for each cell, in fewer evaluations: the shifted way down is walked once,
-    and left where a cell's plain steps begin."""
+    """The same as s.pdae.decode(z, x_T, steps, off_last=…) for each cell, in fewer evaluations: the shifted way down is
+    walked once, and left where a cell's plain steps begin."""
     pdae, states = s.pdae, {}
     points = sampling.time_grid(pdae.schedule, steps)
     plain = {cell.name: [t for t in points if 0 <= t < cell.off_last * pdae.schedule.T] for cell in group}
@@ -165,7 +170,8 @@ def features_of(s: Subject, wanted: list[Cell], index: Tensor, seed: int = 0) ->
 
 
 def collect(s: Subject, wanted: list[Cell], count: int, partial: Partial, seed: int = 0, batch_size: int = 50, report=None) -> None:
-    """Features of samples 0 … count − 1 of all cells, into `partial`, cell by cell; `report(done)` is called after each batch."""
+    """Features of samples 0 … count − 1 of all cells, into `partial`, cell by cell; `report(done)` is called after each
+    batch."""
     names = [cell.name for cell in wanted]
     for end in [*range(batch_size, count, batch_size), count]:
         groups: dict[tuple, list[Cell]] = {}  # cells that share their way down
@@ -196,8 +202,8 @@ def pairs(wanted: list[Cell], equal: dict[int, dict[str, str]], steps=STEPS) -> 
 
 
 def summary(wanted: list[Cell], equal: dict[int, dict[str, str]], values: dict[str, Tensor], real: Features, steps=STEPS) -> dict:
-    """KID of each cell, and FID where there are 5,000 real images or more; the differences; and how near each sample already is to
-    the one that its method draws from the same noise in the most steps."""
+    """KID of each cell, and FID where there are 5,000 real images or more; the differences; and how near each sample
+    already is to the one that its method draws from the same noise in the most steps."""
     features = {name: Features(v, real.space) for name, v in values.items()}
     with_fid = len(real) >= 5000 and min(map(len, features.values())) >= GROUPS
     last, rows = max(steps), []
@@ -221,8 +227,8 @@ def summary(wanted: list[Cell], equal: dict[int, dict[str, str]], values: dict[s
 
 def precision_check(exact: Subject, wanted: list[Cell], partial: Partial, real: Features, count: int = 100, seed: int = 0,
                     batch_size: int = 50) -> dict:
-    """What lower precision does: KID of the first samples of one cell as they are in `partial`, of the same ones in float32, and the
-    paired difference. The cell is the last with T = 20, if there is one."""
+    """What lower precision does: KID of the first samples of one cell as they are in `partial`, of the same ones in
+    float32, and the paired difference. The cell is the last with T = 20, if there is one."""
     cell = ([c for c in wanted if c.name.endswith(f", T = {SWEEP_STEPS}")] or wanted)[-1]
     key = f"{cell.name} in float32"
     for start in range(partial.count([key]), count, batch_size):

@@ -1,10 +1,12 @@
-"""Table 3 in small: few-shot conditional generation on faces, from one pool of codes and images that serves every class.
+"""Table 3 in small: few-shot conditional generation on faces, from one pool of codes and images that serves every
+class.
 
-For each attribute and its absence, over several draws of labels: a classifier of codes (`few_shot`; 50 + 50 labels, or 100 positives
-and 10,000 unlabelled codes), the codes of the pool that it accepts, and their images against fresh real images of that class: KID,
-FID's formula, the share in which the feature network sees the class, and the share accepted. Beside it: more and fewer labels, the same
-classifiers on codes of real held-out images, other thresholds, other rules; the pool without selection; real images of the class,
-of all classes, and the labelled ones themselves. After the pool is drawn, nothing is decoded any more.
+For each attribute and its absence, over several draws of labels: a classifier of codes (`few_shot`; 50 + 50 labels, or
+100 positives and 10,000 unlabelled codes), the codes of the pool that it accepts, and their images against fresh real
+images of that class: KID, FID's formula, the share in which the feature network sees the class, and the share accepted.
+Beside it: more and fewer labels, the same classifiers on codes of real held-out images, other thresholds, other rules;
+the pool without selection; real images of the class, of all classes, and the labelled ones themselves. After the pool
+is drawn, nothing is decoded any more.
 """
 import functools
 
@@ -49,7 +51,8 @@ def generators(s: Subject) -> dict:
 
 
 def drawn(latent, model, block: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Block `block` of the pool, however many there are: codes z [250, z_dim], as float16 keeps them, and noises x_T."""
+    """Block `block` of the pool, however many there are: codes z [250, z_dim], as float16 keeps them, and noises
+    x_T."""
     generator = torch.Generator().manual_seed(1000 * seed + block)
     z = latent.sample(BLOCK, generator=generator)
     return z.half().float(), model.noise(BLOCK, generator)
@@ -59,7 +62,8 @@ def drawn(latent, model, block: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def fill(s: Subject, count: int, partial: Partial, seed: int = 0, dtype: torch.dtype | None = None, progress: bool = False) -> None:
     """Draw what `partial` lacks of `count` codes of each kind: "KIND|z" and "KIND|features" of their images, float16.
 
-    The first images are decoded a second time by 25 steps of DDIM in float32: "KIND|slow", features, and "KIND|mse" to the others.
+    The first images are decoded a second time by 25 steps of DDIM in float32: "KIND|slow", features, and "KIND|mse" to
+        the others.
     """
     kinds = generators(s)
     fast = {kind: accelerate(model, dtype) for kind, (_, model) in kinds.items()}
@@ -82,14 +86,16 @@ def fill(s: Subject, count: int, partial: Partial, seed: int = 0, dtype: torch.d
 
 
 def labelled(column: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Places of images with and without an attribute, in the order in which labels are given; the first n of both are n + n labels."""
+    """Places of images with and without an attribute, in the order in which labels are given; the first n of both are n
+    + n labels."""
     generator = torch.Generator().manual_seed(seed)
     both = column.nonzero()[:, 0], (column == 0).nonzero()[:, 0]
     return tuple(where[torch.randperm(len(where), generator=generator)] for where in both)
 
 
 class Bench:
-    """Everything that figures are made of: real images and their codes, and the first `count` of each pool in `partial`."""
+    """Everything that figures are made of: real images and their codes, and the first `count` of each pool in
+    `partial`."""
 
     def __init__(self, s: Subject, partial: Partial, count: int):
         self.kinds, self.net = tuple(generators(s)), s.net
@@ -113,7 +119,8 @@ class Bench:
 
     @functools.cache
     def of_class(self, attribute: str, value: int) -> tuple[Features, Features]:
-        """Fresh real images of a class: all, and those that a kernel distance takes. Kept, as they serve many comparisons."""
+        """Fresh real images of a class: all, and those that a kernel distance takes. Kept, as they serve many
+        comparisons."""
         real = self.reference.where(attribute, value)
         return real, real[:REAL]
 
@@ -207,7 +214,8 @@ def on_real_codes(b: Bench, draws: int = DRAWS) -> dict:
 
 
 def checks(b: Bench) -> dict:
-    """The pool's quick decoding against 25 steps of DDIM in float32, from the same codes and noises; and what tests recompute."""
+    """The pool's quick decoding against 25 steps of DDIM in float32, from the same codes and noises; and what tests
+    recompute."""
     out = {}
     for kind in b.kinds:
         slow, fast = b.slow[kind], b.features[kind][:CHECKED]
