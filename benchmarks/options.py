@@ -24,7 +24,7 @@ from pdae_lite.data import ASSETS  # noqa: E402
 from pdae_lite.presets import PRESETS  # noqa: E402
 
 training.VARIANTS["thawed"] = Variant("PDAE, with the DPM inside autograd", lambda p: PlainPDAE(p.dpm(), p.new_encoder(), p.schedule(),
-                                                                                             precondition=p.precondition), whole_step)
+                                                                                             precondition=p.precondition, form=p.form), whole_step)
 # name -> (what is different from the first line, which model, which settings)
 OPTIONS = {
     "preset": ("PDAE as the preset has it: bf16, channels_last, DPM frozen", "pdae", {}),
@@ -68,7 +68,7 @@ def measure(preset, config, names: list[str], rounds: int, device: torch.device)
 def main(argv: list[str] | None = None) -> dict:
     """Run it; returns what it writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="digits", choices=list(PRESETS), metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--preset", default="digits_paper", choices=list(PRESETS), metavar="NAME", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a step (default: the preset's)")
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="turns of each that count (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")

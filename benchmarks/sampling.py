@@ -107,7 +107,7 @@ class Bench:
         x, t = self.test.floats(slice(1)).to(self.device), torch.zeros(1, dtype=torch.int64, device=self.device)
         trunk, features = flops(lambda: self.model.features(x, t))
         head, shift = (flops(run)[0] for run in (lambda: self.model.eps(features),
-                                                 lambda: self.model.gradient(features, self.model.encoder(x))))
+                                                 lambda: self.model.estimate(features, self.model.encoder(x))))
         encoder = flops(lambda: self.model.encoder(x))[0]
         return {"trunk": trunk / 1e9, "head": head / 1e9, "shift": (shift - encoder) / 1e9}
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdae_lite.commands.settings import UsageError, override
@@ -35,7 +36,7 @@ from pdae_lite.presets import PRESETS, LabelConfig, Preset
 from pdae_lite.progress import progress_bar
 from pdae_lite.training import TrainConfig, train_in_turns
 
-SETTINGS = {"unet": "unet", "encoder": "encoder", "train": "train", "prediction": "prediction", "precondition": "precondition"}
+SETTINGS = {"unet": "unet", "encoder": "encoder", "train": "train", "prediction": "prediction", "form": "form", "precondition": "precondition"}
 # Dense bf16 TFLOP/s by NVIDIA's data sheets; the first name that the card's contains counts.
 PEAKS = {"H200 NVL": 835, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312}
 
@@ -58,7 +59,7 @@ class PlainPDAE(PDAE):
 
 
 def _pdae(preset: Preset, encoder: nn.Module, cls: type = PDAE) -> PDAE:
-    return cls(preset.dpm(), encoder, preset.schedule(), precondition=preset.precondition)
+    return cls(preset.dpm(), encoder, preset.schedule(), precondition=preset.precondition, form=preset.form)
 
 
 def _diffae(preset: Preset, encoder: nn.Module) -> DiffAE:
@@ -108,7 +109,7 @@ def variants(preset: Preset) -> list[str]:
 
 def flops(function: Callable) -> tuple[float, object]:
     """FLOP of a call, and its result: convolutions, matrix products and attention, a multiply-add counted as two."""
-    with FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # a fused kernel isn't counted everywhere
         result = function()
     return float(counter.get_total_flops()), result
 
@@ -129,8 +130,8 @@ def parts(preset: Preset, name: str) -> dict[str, float]:
     encoder, z = flops(lambda: model.encoder(y if isinstance(model.encoder, LabelEncoder) else x))
     frozen = isinstance(model, PDAE)
     trunk, features = flops(lambda: model.network.trunk(x, t, *(() if frozen else (z,))))
-    head, _ = flops(lambda: model.network.head(features))
-    shift = flops(lambda: model.gradient(features, z))[0] if frozen else 0.0
+    head = 0.0 if getattr(model, "form", None) == "difference" else flops(lambda: model.network.head(features))[0]  # it isn't run
+    shift = flops(lambda: model.estimate(features, z))[0] if frozen else 0.0
     return {"trunk": trunk, "head": head, "shift": shift, "encoder": encoder}
 
 

@@ -63,7 +63,7 @@ def test_all_take_turns(tmp_path, capsys, monkeypatch):
 
 
 def test_the_plain_one_is_plain():
-    preset = override(PRESETS["digits"], TINY, benchmark.SETTINGS)
+    preset = override(PRESETS["digits_paper"], TINY, benchmark.SETTINGS)
     config = benchmark.replace(preset.train, steps=3, batch_size=4, log_every=1, precision="bf16", compile=False)
     plain = benchmark.Run(preset, "pdae_plain", config, torch.device("cpu"))
     assert (plain.config.precision, plain.config.channels_last, plain.config.compile) == ("no", False, False)
@@ -77,10 +77,11 @@ def test_the_plain_one_is_plain():
         assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
 
 
+@pytest.mark.parametrize("chosen", ["digits", "digits_paper"])
 @pytest.mark.parametrize("name", benchmark.VARIANTS)
-def test_predicted_flops_are_those_of_the_real_step(name):
+def test_predicted_flops_are_those_of_the_real_step(name, chosen):
     """Forward and backward of the loss, counted on "meta". The prediction is a little high: no gradient goes to the pixels."""
-    preset = PRESETS["digits"]
+    preset = PRESETS[chosen]
     with torch.device("meta"):
         model = benchmark.VARIANTS[name].build(preset).train()
         x, y = benchmark.batch(preset, 1, "meta")

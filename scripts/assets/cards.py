@@ -229,6 +229,7 @@ def changes(stage: str, meta: dict, model) -> str:
         return ""
     names, network = STAGES[stage], model.network
     here = {"prediction": getattr(network, "prediction", "epsilon"), "precondition": getattr(model, "precondition", None),
+            "form": getattr(model, "form", "difference"),
             "encoder": model.encoder.config, "unet": replace(network.config, z_dim=None)}
     if "training" in meta:
         here[names["train"]] = trained_with(meta)

@@ -64,7 +64,7 @@ def test_released_network(expected):
     latent = load().requires_grad_(False)
     assert error(latent(expected["latent_z_t"], expected["t"]), expected["latent_eps"]) < 2e-6
     assert (latent.config.z_dim, latent.config.layers, latent.config.width, latent.config.time_channels) == (16, 4, 64, 16)
-    assert not latent.training and latent.schedule.same_as(NoiseSchedule.constant(0.008), 1000)
+    assert not latent.training and latent.schedule.same_as(NoiseSchedule.constant(0.008, 1000))
     moments = torch.load(RELEASED / "latents.pt", weights_only=True)
     assert torch.equal(latent.stats.mean, moments["mean"].float()) and torch.equal(latent.stats.std, moments["std"].float())
 
@@ -395,7 +395,7 @@ def test_images_of_a_pdae_by_hand():
     shifted = model.denoiser(z)
 
     def by_hand(x_t, t):
-        return shifted(x_t, t) if int(t[0]) >= 15 else model.dpm(x_t, t)
+        return shifted(x_t, t) if int(t) >= 15 else model.dpm(x_t, t)
 
     by_hand.data_range = (-1.0, 1.0)
     want = sampling.ddim(by_hand, x_T, SCHEDULE, 10)

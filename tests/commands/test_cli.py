@@ -289,7 +289,7 @@ def test_sources(photos, tmp_path, monkeypatch):
     (["--data", "torchvision:svhn", "--size", "32"], "name 'svhn'; want one of mnist"),
     (["--data", "digits", "--download"], "download, but data digits are nothing to fetch"),
     (["--data", "digits", "--size", "16"], "data digits: images of 1×32×32, but the model takes 1×16×16"),
-    (["--data", "digits", "--preset", "dogs"], "--preset 'dogs'; want one of digits, peeps, "),
+    (["--data", "digits", "--preset", "dogs"], "--preset 'dogs'; want one of digits, digits_paper, peeps, "),
     (["--data", "digits", "--set", "train.learning_rate=1"], "setting 'train.learning_rate' is unknown here"),
     (["--data", "classes:PHOTOS/a", "--size", "32"], "0.png is in no subfolder"),
 ])

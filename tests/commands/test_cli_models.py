@@ -222,7 +222,7 @@ def test_the_authors_release(tmp_path, photos, capsys):
 def test_files_of_ours_bring_their_schedule(work):
     dpm, schedule = load_dpm(str(work / "pdae.safetensors"))
     assert schedule.same_as(NoiseSchedule.linear(100, 1e-3, 0.2)) and type(dpm) is UNet and dpm.metadata == {"data": "noise"}
-    assert load_dpm(str(work / "dpm.safetensors"))[1] == NoiseSchedule.linear()
+    assert load_dpm(str(work / "dpm.safetensors"))[1].same_as(NoiseSchedule.linear())
     with pytest.raises(ValueError, match="holds a LatentDPM; want a DPM or a PDAE"):
         load_dpm(str(work / "latent.safetensors"))
 

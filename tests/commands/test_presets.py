@@ -97,7 +97,7 @@ def test_what_the_recipe_of_the_faces_is():
     assert asdict(peeps.pretrain) | {"steps": 5000} == asdict(peeps.train)
     assert (peeps.train.batch_size, peeps.train.lr, peeps.train.warmup, peeps.train.decay, peeps.train.ema) == (64, 1e-3, 300, 0.6, 0.999)
     assert peeps.train.flip and not PRESETS["digits"].train.flip
-    assert (peeps.prediction, peeps.precondition, peeps.train.weight) == ("v", "v", "v")
+    assert (peeps.prediction, peeps.form, peeps.precondition, peeps.train.weight) == ("v", "difference", None, "v")
 
 
 @pytest.mark.parametrize("name, minutes", [("peeps_gpu", 10), ("digits_gpu", 2)])
