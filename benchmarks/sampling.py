@@ -95,7 +95,7 @@ class Bench:
             self.model = accelerate(self.model, dtype, compile)
         self.passed = dict.fromkeys(self.gflop, 0)
         for part, owner, method in (("trunk", self.model.dpm, "trunk"), ("head", self.model.dpm, "head"),
-                                    ("shift", self.model, "gradient")):
+                                    ("shift", self.model, "estimate")):
             setattr(owner, method, self._metered(part, getattr(owner, method)))
         self.x = self.test.floats(slice(counts.images)).to(device)
         self.z = self.model.encode(self.x).detach()

@@ -160,7 +160,7 @@ def sampling_benchmark():
 def tiny_pdae(tmp_path_factory):
     torch.manual_seed(0)
     dpm = UNet(UNetConfig(32, 1, 8, (1, 2), 1, (), patch_size=4))
-    pdae = PDAE(dpm, SemanticEncoder(EncoderConfig(32, 1, (8, 8, 8), None, 1, 4)), NoiseSchedule.linear())
+    pdae = PDAE(dpm, SemanticEncoder(EncoderConfig(32, 1, (8, 8, 8), None, 1, 4)), NoiseSchedule.linear(), form="paper")
     for p in [*pdae.dpm.out.parameters(), *pdae.estimator.parameters()]:
         p.data = 0.1 * torch.randn(p.shape)
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"

@@ -21,7 +21,7 @@ from pdae_lite.reproduction.table_2 import Cell
 def small_pdae():
     torch.manual_seed(0)
     pdae = PDAE(UNet(UNetConfig(32, 1, 8, (1, 2), 1, ())), SemanticEncoder(EncoderConfig(32, 1, (8, 8), None, z_dim=4)),
-                NoiseSchedule.linear()).eval().requires_grad_(False)
+                NoiseSchedule.linear(), form="paper").eval().requires_grad_(False)
     for out in (pdae.dpm.out[-1], pdae.estimator.shift_out[-1]):
         torch.nn.init.normal_(out.weight, std=0.1)
     return pdae
@@ -72,7 +72,7 @@ def test_samples_come_in_pairs_whatever_the_batch(subject):
 
 def test_costs(subject):
     each = better.gflop(subject)
-    assert set(each) == {"plain", "shifted", "latent"} and each["shifted"] / each["plain"] == pytest.approx(1, rel=0.01)  # one head
+    assert set(each) == {"plain", "shifted", "latent"} and 1.5 < each["shifted"] / each["plain"] < 2
     codes = better.LATENT_STEPS * each["latent"]
     assert better.cost(subject, each, "PDAE", 10, 0.3) == pytest.approx(3 * each["plain"] + 7 * each["shifted"] + codes)
     wanted, equal = better.cells(subject, (20, 50))
