@@ -164,19 +164,15 @@ def as_rest(app, what, name, obj, options, given):
 # ---- pages ----------------------------------------------------------------------------------------------------------
 
 
-def number_equations(app, doctree):
+def number_equations(app, env):
     """One system for the whole book: an equation of the paper, whose label ends in -paper-7, is "paper (7)"; the others count by chapter."""
-    page = app.env.docname
-    chapter = re.search(r"(\d+)_", page)
-    equations, count = app.env.get_domain("math").equations, 0
-    for node in doctree.findall(nodes.math_block):
-        label = node.get("label")
-        if not label or not node.get("number"):
-            continue
-        of_paper = re.search(r"-paper-(\d+)$", label)
-        count += not of_paper
-        node["number"] = f"paper {of_paper[1]}" if of_paper else f"{int(chapter[1])}.{count}" if chapter else f"{count}"
-        equations[label] = (page, node["number"])
+    for page, figures in env.toc_fignumbers.items():
+        chapter, numbers = re.search(r"(\d+)_", page), figures.get("displaymath", {})
+        count = 0
+        for label in numbers:
+            of_paper = re.search(r"-paper-(\d+)$", label)
+            count += not of_paper
+            numbers[label] = (f"paper {of_paper[1]}",) if of_paper else (int(chapter[1]), count) if chapter else (count,)
 
 
 def mend_html(app, page, template, context, doctree):
@@ -201,7 +197,7 @@ def setup(app):
     app.add_config_value("pdae_branch", "main", "html")
     app.connect("config-inited", public_url, priority=100)
     app.connect("autodoc-process-docstring", as_rest, priority=100)
-    app.connect("doctree-read", number_equations)
+    app.connect("env-updated", number_equations)
     app.connect("env-updated", find_terms)
     app.connect("doctree-resolved", link_code)
     app.connect("doctree-resolved", link_terms)

@@ -38,7 +38,7 @@ def typed(text: str) -> list[str]:
     for line in text.splitlines():
         if line.startswith("|"):
             cells = [c.strip() for c in line.strip("|").split("|")]
-            papers = [i for i, c in enumerate(cells) if "paper" in c.lower()] if papers is None else papers
+            papers = [i for i, c in enumerate(cells) if re.search("paper|reported", c.lower())] if papers is None else papers
             kept.append(" ".join(c for i, c in enumerate(cells) if i not in papers) + ". ")
         else:
             papers = None
