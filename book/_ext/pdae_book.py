@@ -14,7 +14,7 @@ GLOSSARY, API = "notation", "api"
 UNLINKED = {GLOSSARY, API, "equations", "results", "claims", "timings", "bibliography"}  # pages where no term is linked
 MARKED_ONLY = {"fill", "frozen", "head"}  # everyday words: a term only where they are set in bold or italics
 AUTOENCODER = "pdae_lite.autoencoder.Autoencoder"
-INSTANCES = {"schedule": ("pdae_lite.schedule.NoiseSchedule",), "pdae": ("pdae_lite.model.PDAE", AUTOENCODER), "model": (AUTOENCODER,)}
+INSTANCES = {"schedule": ("pdae_lite.schedule.NoiseSchedule",), "pdae": ("pdae_lite.pdae.PDAE", AUTOENCODER), "model": (AUTOENCODER,)}
 
 
 # ---- glossary -------------------------------------------------------------------------------------------------------
@@ -102,14 +102,16 @@ def target_of(text, objects):
         return None
     name = match[1].removeprefix("pdae_lite.")
     first, _, rest = name.partition(".")
+    ends = f".{name}"
     if text.startswith("pdae_lite."):
         tries = [f"pdae_lite.{name}"]
     elif rest:
-        classes = [n for n in objects if n.rpartition(".")[2] == first and n.count(".") == 2]
         inherited = [AUTOENCODER] if first in ("PDAE", "DiffAE") else []
-        tries = [f"{base}.{rest}" for base in (*INSTANCES.get(first, ()), f"pdae_lite.{first}", *classes, *inherited)]
+        tries = [f"{base}.{rest}" for base in (*INSTANCES.get(first, ()), *inherited)]
+        tries += [n for n in objects if n.endswith(ends)]  # a class or a module, in whatever room
+        tries += [n for n in objects if n.startswith(f"pdae_lite.{first}.") and n.endswith(f".{rest}")]  # a room hands it on
     else:
-        tries = [n for n in objects if n.rpartition(".")[2] == name and name[:1].isupper() and n.count(".") == 2]
+        tries = [n for n in objects if n.endswith(ends) and name[:1].isupper()]
     return next((t for t in tries if t in objects and objects[t].objtype != "module"), None)
 
 

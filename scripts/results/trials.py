@@ -34,9 +34,9 @@ from pdae_lite import data, losses, metrics
 from pdae_lite.applications.attributes import LinearProbe, encode_all
 from pdae_lite.checkpoint import tensors_digest, write_text
 from pdae_lite.networks.encoder import UNetEncoder
+from pdae_lite.networks.plain import PlainAutoencoder
 from pdae_lite.networks.unet import UNet, UNetConfig
 from pdae_lite.pdae import PDAE
-from pdae_lite.networks.plain import PlainAutoencoder
 from pdae_lite.presets import DIGITS, Preset
 from pdae_lite.reproduction.partial import record_before
 from pdae_lite.training import TrainConfig, default_loss, train
