@@ -104,6 +104,8 @@ def test_every_function_of_the_equation_map_exists():
         first, *attributes = name.split(".")
         thing = getattr(pdae_lite, first, None) or importlib.import_module(f"pdae_lite.{first}")
         for attribute in attributes:  # the schedule's tables belong to an instance
+            if hasattr(thing, "__path__") and not hasattr(thing, attribute):
+                importlib.import_module(f"{thing.__name__}.{attribute}")
             thing = getattr(NoiseSchedule.linear(10) if thing is NoiseSchedule else thing, attribute)
         assert callable(thing) or thing.shape == (10,), name
 
