@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors; at run time, what is asked for is loaded then: `import pdae_lite` costs nothing
     from .checkpoint import best_device, load, shipped
-    from .networks.dpm import as_epsilon
+    from .interop.paths import as_epsilon
     from .networks.encoder import EncoderConfig, SemanticEncoder
     from .networks.unet import GradientEstimator, UNet, UNetConfig
     from .pdae import PDAE
@@ -25,7 +25,7 @@ _MODULES = {name: name for name in (
     "speed", "training", "viz", "warning")}
 _MODULES |= {name: f"applications.{name}" for name in ("attributes", "few_shot", "latent")}
 _NAMES = {"best_device": "checkpoint", "load": "checkpoint", "shipped": "checkpoint", "PDAE": "pdae",
-          "NoiseSchedule": "schedule", "as_epsilon": "networks.dpm", "UNet": "networks.unet",
+          "NoiseSchedule": "schedule", "as_epsilon": "interop.paths", "UNet": "networks.unet",
           "UNetConfig": "networks.unet", "GradientEstimator": "networks.unet", "SemanticEncoder": "networks.encoder",
           "EncoderConfig": "networks.encoder", "NoisyClassifier": "networks.classifier",
           "ClassifierConfig": "networks.classifier", "LatentDPM": "applications.latent",

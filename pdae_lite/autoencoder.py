@@ -6,13 +6,14 @@ from torch import Tensor, nn
 
 from . import sampling
 from .checkpoint import CheckpointError, Saved, load_model, model_file
+from .hub import Hub
 from .networks.blocks import check_images
 from .schedule import NoiseSchedule
 
 SAMPLERS = {"ddim": sampling.ddim, "ddpm": sampling.ddpm, "dpm_solver": sampling.dpm_solver}
 
 
-class Autoencoder(Saved, ABC):
+class Autoencoder(Hub, Saved, ABC):
     """A diffusion autoencoder: an encoder x_0 -> z, and a denoiser that knows z.
 
     A subclass sets `encoder` (with a `z_dim`) and `schedule`, and gives `network`, the noise predictor whose `config`
@@ -21,7 +22,7 @@ class Autoencoder(Saved, ABC):
 
     encoder: nn.Module
     schedule: NoiseSchedule
-    codec: nn.Module | None = None
+    codec: nn.Module | None  # set by each: a value here would hide the module
     denoiser_options: tuple[str, ...] = ()  # what `denoiser` takes beside z
 
     @property
@@ -50,6 +51,11 @@ class Autoencoder(Saved, ABC):
     def data_range(self) -> tuple[float, float] | None:
         """Range of the data, the network's own; None: free."""
         return getattr(self.network, "data_range", (-1.0, 1.0))
+
+    @property
+    def image_range(self) -> tuple[float, float] | None:
+        """Range of the images that `encode` takes and `decode` gives: the codec's if there is one, else `data_range`."""
+        return self.data_range if self.codec is None else (-1.0, 1.0)
 
     @property
     def device(self) -> torch.device:

@@ -18,10 +18,12 @@ __all__ = ["CheckpointError", "Saved", "Source", "atomic_path", "best_device", "
 # Where each type is defined. Imported when one is built: everything stands above this file.
 TYPES = {"UNet": "networks.unet", "AsEpsilon": "networks.dpm", "BlackBox": "networks.side", "NoisyClassifier": "networks.classifier",
          "SemanticEncoder": "networks.encoder", "UNetEncoder": "networks.encoder", "LabelEncoder": "networks.encoder",
-         "PDAE": "pdae", "DiffAE": "diffae", "DiffusersDPM": "interop.diffusers_unet", "FeatureNet": "metrics.features",
-         "LatentDPM": "applications.latent", "LinearProbe": "applications.attributes"}
+         "PDAE": "pdae", "DiffAE": "diffae", "WithClass": "interop.adm", "OnPath": "interop.paths", "DiffusersDPM": "interop.diffusers_dpm",
+         "Codec": "interop.codec", "FeatureNet": "metrics.features", "LatentDPM": "applications.latent",
+         "LinearProbe": "applications.attributes"}
 # What brings the weights that a file left out: name -> state dict.
-PLACES = {"shipped": ("checkpoint", "shipped_dpm_weights"), "diffusers": ("interop.diffusers_files", "weights")}
+PLACES = {"shipped": ("checkpoint", "shipped_dpm_weights"), "diffusers": ("interop.diffusers_files", "weights"),
+          "codec": ("interop.codec", "weights")}
 
 
 def _find(module: str, name: str):

@@ -28,6 +28,7 @@ class DiffAE(Autoencoder):
         if network.config.z_dim != encoder.z_dim:
             raise ValueError(f"the network takes z_dim={network.config.z_dim}, the encoder gives {encoder.z_dim}")
         self.denoise_net, self.encoder, self.schedule = network, encoder, schedule
+        self.codec = None
 
     @property
     def network(self) -> nn.Module:

@@ -105,7 +105,8 @@ class PDAE(Autoencoder):
         codec: a frozen pair images -> x_0 -> images, for a DPM of latents (`interop.codec_from_diffusers`); None: x_0 are the images.
 
     Raises:
-        ValueError: an unknown form; a precondition without the paper's form; a schedule that isn't the DPM's own.
+        ValueError: an unknown form; a precondition without the paper's form; a schedule that isn't the DPM's own; a
+            class-conditional DPM whose class isn't fixed; a codec of another DPM.
     """
 
     default_weight = "pdae"
@@ -123,6 +124,12 @@ class PDAE(Autoencoder):
                              f"precondition {precondition!r} is the paper's form's; want form='paper', or None")
         if not hasattr(dpm, "trunk"):
             dpm = BlackBox(dpm, schedule, encoder.config.image_size, encoder.config.in_channels)
+        config = getattr(dpm, "config", None)
+        if getattr(config, "num_classes", None) is not None:
+            raise ValueError(f"the DPM is class-conditional (num_classes={config.num_classes}); fix a class: load_adm(…, label=…)")
+        if codec is not None and codec.latent_channels != config.in_channels:
+            raise ValueError(f"the codec's latents have {codec.latent_channels} channels, the DPM takes {config.in_channels}; "
+                             "want those of one pipeline")
         own = getattr(dpm, "schedule", schedule)
         if not schedule.same_as(own):
             raise ValueError(f"the schedule is {schedule}, but the DPM's own is {own}; give that one")

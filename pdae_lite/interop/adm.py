@@ -1,11 +1,14 @@
 """U-Nets of guided-diffusion (ADM) and improved-diffusion: their state dicts, and the arguments of their `UNetModel`."""
 import re
 import warnings
+from dataclasses import replace
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError
-from ..networks.unet import UNet, UNetConfig
+from ..checkpoint import CheckpointError, build, describe
+from ..networks.dpm import NoisePredictor
+from ..networks.unet import Features, UNet, UNetConfig
 from ..warning import PDAEWarning
 from .weights import PathLike, fill, read_state
 
@@ -26,10 +29,11 @@ ARGUMENTS = {
     "use_new_attention_order": ("new_attention_order", False),
 }
 REQUIRED = ("in_channels", "model_channels", "out_channels", "num_res_blocks", "attention_resolutions")
+PREFIXES = ("module.", "_orig_mod.")  # of networks that were saved inside DataParallel or torch.compile
 OTHER = ("out_channels", "dims", "use_checkpoint", "use_fp16", "num_head_channels", "num_heads_upsample")
 
 
-def load_adm(checkpoint: PathLike, config: dict | None = None) -> UNet:
+def load_adm(checkpoint: PathLike, config: dict | None = None, label: int | None = None) -> "UNet | WithClass":
     """A U-Net of guided-diffusion (Dhariwal & Nichol 2021) or improved-diffusion (Nichol & Dhariwal 2021).
 
     Args:
@@ -48,7 +52,7 @@ def load_adm(checkpoint: PathLike, config: dict | None = None) -> UNet:
 
     `out_channels` twice `in_channels` means a learned variance, which `UNet` drops: the first channels are the noise. Networks
     trained with `rescale_timesteps` and another number of steps than 1000 want t·1000/T in the place of t. A class-conditional
-    network (`num_classes`) wants labels in every call, so it can't be the DPM of a PDAE.
+    network (`num_classes`) wants labels in every call; with a `label` it is a DPM of that class's images, as a PDAE wants it.
 
     Returns the network in eval mode, float32, on the CPU.
 
@@ -59,6 +63,8 @@ def load_adm(checkpoint: PathLike, config: dict | None = None) -> UNet:
     config = {} if config is None else dict(config)
     _check_arguments(config)
     state = read_state(checkpoint, ())
+    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
     source = "config"
     if not all(name in config for name in REQUIRED):
         shown = arguments_of(state, checkpoint)
@@ -66,7 +72,45 @@ def load_adm(checkpoint: PathLike, config: dict | None = None) -> UNet:
         config = shown | _heads(shown, config, checkpoint) | config
     model = UNet(_unet_config(config))
     fill(model, state, checkpoint, source)
-    return model.eval()
+    return (model if label is None else WithClass(model, label)).eval()
+
+
+class WithClass(NoisePredictor):
+    """A class-conditional network as a DPM of one class's images: ε_θ(x_t, t) with y fixed.
+
+    Raises:
+        ValueError: a network without classes, or a label that is none of them.
+    """
+
+    def __init__(self, model: UNet, label: int):
+        super().__init__()
+        classes = model.config.num_classes
+        if classes is None or not 0 <= label < classes:
+            raise ValueError(f"label={label}; want " + ("None: the network has no classes" if classes is None else f"0 … {classes - 1}"))
+        self.model, self.label, self.config, self.data_range = model, int(label), replace(model.config, num_classes=None), model.data_range
+
+    def trunk(self, x_t: Tensor, t: Tensor) -> Features:
+        """Features of the network, told the class."""
+        return self.model.trunk(x_t, t, torch.full((len(x_t),), self.label, device=x_t.device))
+
+    def head(self, features: Features) -> Tensor:
+        """ε [N, C, H, W] from features."""
+        return self.model.head(features)
+
+    def gradient_estimator(self, z_dim: int) -> nn.Module:
+        """A fresh gradient estimator on the network's trunk."""
+        return self.model.gradient_estimator(z_dim)
+
+    def noise_estimator(self, z_dim: int) -> nn.Module:
+        """A copy of the network's head that knows z."""
+        return self.model.noise_estimator(z_dim)
+
+    def to_config(self) -> dict:
+        return {"model": describe(self.model), "label": self.label}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "WithClass":
+        return cls(build(config["model"]), config["label"])
 
 
 def arguments_of(state: dict[str, Tensor], path: PathLike = "state") -> dict:
@@ -131,6 +175,9 @@ def _check_arguments(config: dict) -> None:
 
 def _unet_config(config: dict) -> UNetConfig:
     channels, out, heads = config["in_channels"], config["out_channels"], config.get("num_heads", 1)
+    if channels == 6:
+        raise ValueError(f"in_channels=6, out_channels={out}: an upsampler, which is told a small image in every step; want a network "
+                         "of images alone")
     if out not in (channels, 2 * channels):
         raise ValueError(f"config has out_channels={out}; want in_channels={channels}, or twice that for a learned variance")
     if config.get("dims", 2) != 2:

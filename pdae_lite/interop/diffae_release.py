@@ -1,4 +1,5 @@
-"""The checkpoints of Diff-AE's authors (Preechakul et al. 2022), written by Lightning: autoencoder, latent DPM, plain DPM."""
+"""The checkpoints of Diff-AE's authors (Preechakul et al. 2022), written by Lightning: autoencoder, latent DPM, plain
+DPM."""
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +14,7 @@ from ..sampling import ddim_step
 from ..schedule import NoiseSchedule
 from .weights import PathLike, fill, read_state, read_yaml
 
-CALLBACKS = r"(pytorch_lightning|lightning\.pytorch)\.callbacks\.[\w.]+"  # which key part of a checkpoint of Lightning 1.4
+CALLBACKS = r"(pytorch_lightning|lightning\.pytorch)\.callbacks\.[\w.]+"  # keys of part of Lightning 1.4's checkpoints
 WEIGHTS = "ema_model."  # what the authors sample with; `model.*` is the same without averaging
 
 
@@ -24,13 +25,14 @@ def load_released_diffae(checkpoint: PathLike, config: PathLike | dict | None = 
         checkpoint: a Lightning checkpoint whose `state_dict` has `ema_model.*`.
         config: hyper-parameters by name, or a JSON file of them; None: the checkpoint's own.
 
-    Returns the autoencoder in eval mode, float32, on the CPU. Its `latent` is the latent DPM, and `stats` the codes' mean and
-    standard deviation (`LatentStats`), each None if the file has none; they are models of their own, which neither move nor are
-    saved with it. ``decode(z, x_T, grid=range(0, 1000, 1000 // N))`` gives the authors' images of N steps, and `stochastic_code`
-    their x_T.
+    Returns the autoencoder in eval mode, float32, on the CPU. Its `latent` is the latent DPM, and `stats` the codes'
+    mean and standard deviation (`LatentStats`), each None if the file has none; they are models of their own, which
+    neither move nor are saved with it. ``decode(z, x_T, grid=range(0, 1000, 1000 // N))`` gives the authors' images of
+    N steps, and `stochastic_code` their x_T.
 
     Raises:
-        CheckpointError: the file is missing, damaged, names code to be run, or holds another network; says what differs.
+        CheckpointError: the file is missing, damaged, names code to be run, or holds another network; says what
+            differs.
     """
     weights, rest, settings = _read(checkpoint, config)
     encoder = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
@@ -40,27 +42,30 @@ def load_released_diffae(checkpoint: PathLike, config: PathLike | dict | None = 
     unet = {k.replace("time_embed.time_embed.", "time_embed.").replace(".cond_emb_layers.", ".emb_z_layers."): v
             for k, v in weights.items() if not k.startswith(("encoder.", "latent_net."))}
     with _described(checkpoint):
-        model = DiffAE(UNet(_unet_config(settings, unet, coded=True)), UNetEncoder(_encoder_config(settings, unet)), _schedule(settings))
+        model = DiffAE(UNet(_unet_config(settings, unet, coded=True)), UNetEncoder(_encoder_config(settings, unet)),
+                       _schedule(settings))
         stats = LatentStats(rest["conds_mean"].flatten(), rest["conds_std"].flatten()) if "conds_mean" in rest else None
         if latent:
-            layers = LatentConfig(settings["style_ch"], settings["net_latent_layers"], settings["net_latent_num_hid_channels"],
-                                  settings["net_latent_time_emb_channels"])
+            layers = LatentConfig(settings["style_ch"], settings["net_latent_layers"],
+                                  settings["net_latent_num_hid_channels"], settings["net_latent_time_emb_channels"])
             used = stats if settings.get("latent_znormalize", True) else None
             latent_dpm = LatentDPM(layers, _schedule(settings, "latent_"), used)
     fill(model.denoise_net, unet, checkpoint, "its hyper-parameters")
     fill(model.encoder, encoder, checkpoint, "its hyper-parameters")
     if latent:  # which has each projection of time under two names
         own = {k: v for k, v in latent.items() if ".linear_emb." not in k}
-        fill(latent_dpm, own | {f"stats.{k}": v for k, v in latent_dpm.stats.state_dict().items()}, checkpoint, "its hyper-parameters")
+        own |= {f"stats.{k}": v for k, v in latent_dpm.stats.state_dict().items()}
+        fill(latent_dpm, own, checkpoint, "its hyper-parameters")
     model.__dict__.update(latent=latent_dpm.eval() if latent else None, stats=stats)  # beside the module's own parts
     return model.eval()
 
 
 def load_released_diffae_dpm(checkpoint: PathLike, config: PathLike | dict | None = None) -> tuple[UNet, NoiseSchedule]:
-    """A plain DPM of Diff-AE's authors, ready for `PDAE(dpm, encoder, schedule)`. Arguments and errors as for `load_released_diffae`."""
+    """A plain DPM of Diff-AE's authors, ready for `PDAE(dpm, encoder, schedule)`. Arguments and errors as for
+    `load_released_diffae`."""
     weights, _, settings = _read(checkpoint, config)
     if any(k.startswith("encoder.") for k in weights):
-        raise CheckpointError(f"{checkpoint}: holds an autoencoder, whose network wants z; load it with load_released_diffae")
+        raise CheckpointError(f"{checkpoint}: holds an autoencoder, which wants z; load it with load_released_diffae")
     with _described(checkpoint):
         dpm, schedule = UNet(_unet_config(settings, weights, coded=False)), _schedule(settings)
     fill(dpm, weights, checkpoint, "its hyper-parameters")
@@ -69,8 +74,9 @@ def load_released_diffae_dpm(checkpoint: PathLike, config: PathLike | dict | Non
 
 @torch.no_grad()
 def stochastic_code(model: DiffAE, x_0: Tensor, z: Tensor | None = None, steps: int = 250) -> Tensor:
-    """x_T [N, C, H, W] of images x_0 as the authors' code finds it: x_0 counts as the image at t = 0; each of `steps` steps evaluates
-    ε where it starts, and clamps x̂_0; the last ends at ᾱ = 0, so that x_T is its ε. `DiffAE.invert` is the exact form.
+    """x_T [N, C, H, W] of images x_0 as the authors' code finds it: x_0 counts as the image at t = 0; each of `steps`
+    steps evaluates ε where it starts, and clamps x̂_0; the last ends at ᾱ = 0, so that x_T is its ε. `DiffAE.invert` is
+    the exact form.
     """
     denoiser, schedule = model.denoiser(model.encode(x_0) if z is None else z), model.schedule
     if steps < 1 or schedule.T % steps:
@@ -90,7 +96,8 @@ def _described(checkpoint: PathLike):
     try:
         yield
     except KeyError as e:
-        raise CheckpointError(f"{checkpoint}: its hyper-parameters have no {e.args[0]}; give the config that came with it") from None
+        raise CheckpointError(f"{checkpoint}: its hyper-parameters have no {e.args[0]}; give the config that came with "
+                              "it") from None
     except (ValueError, TypeError) as e:
         raise CheckpointError(f"{checkpoint}: its hyper-parameters describe no such network: {e}") from None
 
@@ -98,7 +105,9 @@ def _described(checkpoint: PathLike):
 def _read(checkpoint: PathLike, config: PathLike | dict | None) -> tuple[dict, dict, dict]:
     """Averaged weights, the state dict's other tensors, and hyper-parameters."""
     content = read_state(checkpoint, ("state_dict",), CALLBACKS)
-    settings = content.get("hyper_parameters") if config is None else config if isinstance(config, dict) else read_yaml(config, ())
+    settings = content.get("hyper_parameters") if config is None else config
+    if settings is not None and not isinstance(settings, dict):
+        settings = read_yaml(settings, ())
     if not isinstance(settings, dict):
         raise CheckpointError(f"{checkpoint}: has no hyper_parameters; give config, the JSON file that came with it")
     state = content["state_dict"]
@@ -109,16 +118,19 @@ def _read(checkpoint: PathLike, config: PathLike | dict | None) -> tuple[dict, d
 
 
 def _unet_config(settings: dict, weights: dict[str, Tensor], coded: bool) -> UNetConfig:
-    return UNetConfig(**_shape(settings, weights), channel_mult=tuple(settings["net_ch_mult"]),
-                      num_res_blocks=settings["net_num_res_blocks"], attention_downsampling=_factors(settings, settings["net_attn"]),
+    shape = _shape(settings, weights)
+    return UNetConfig(**shape, channel_mult=tuple(settings["net_ch_mult"]),
+                      num_res_blocks=settings["net_num_res_blocks"],
+                      attention_downsampling=_factors(settings, settings["net_attn"]),
                       time_width=settings["net_beatgans_embed_channels"], z_dim=settings["style_ch"] if coded else None,
-                      z_scale_only=coded, learn_variance=len(weights["out.2.weight"]) == 2 * weights["input_blocks.0.0.weight"].shape[1])
+                      z_scale_only=coded, learn_variance=len(weights["out.2.weight"]) == 2 * shape["in_channels"])
 
 
 def _encoder_config(settings: dict, weights: dict[str, Tensor]) -> UNetEncoderConfig:
     if settings.get("net_enc_pool", "adaptivenonzero") != "adaptivenonzero":
         raise ValueError(f"net_enc_pool is {settings['net_enc_pool']!r}; want 'adaptivenonzero'")
-    unet = UNetConfig(**_shape(settings, weights), channel_mult=tuple(settings.get("net_enc_channel_mult") or settings["net_ch_mult"]),
+    unet = UNetConfig(**_shape(settings, weights),
+                      channel_mult=tuple(settings.get("net_enc_channel_mult") or settings["net_ch_mult"]),
                       num_res_blocks=settings["net_enc_num_res_blocks"],
                       attention_downsampling=_factors(settings, settings.get("net_enc_attn") or settings["net_attn"]))
     return UNetEncoderConfig(unet, settings["style_ch"], short_blocks=True)
@@ -127,7 +139,8 @@ def _encoder_config(settings: dict, weights: dict[str, Tensor]) -> UNetEncoderCo
 def _shape(settings: dict, weights: dict[str, Tensor]) -> dict:
     return {"image_size": settings["img_size"], "in_channels": weights["input_blocks.0.0.weight"].shape[1],
             "base_channels": settings["net_ch"], "dropout": settings.get("dropout", 0.0),
-            "num_heads": settings.get("net_beatgans_attn_head", 1), "resblock_updown": settings.get("net_resblock_updown", True)}
+            "num_heads": settings.get("net_beatgans_attn_head", 1),
+            "resblock_updown": settings.get("net_resblock_updown", True)}
 
 
 def _factors(settings: dict, sizes) -> tuple[int, ...]:

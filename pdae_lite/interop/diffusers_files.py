@@ -1,132 +1,212 @@
-"""diffusers in: models and schedulers from memory, folders and the hub; and diffusers' schedulers as samplers for our
-denoisers. diffusers is imported where it is used.
-"""
+"""diffusers in: models with their schedulers and prompts, from memory, folders and the hub's cache."""
 import inspect
 import os
-from collections.abc import Callable
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, Source, keep_by, tensors_digest
-from ..networks.dpm import as_epsilon
-from ..progress import progress_bar
 from ..schedule import NoiseSchedule
-from .diffusers_unet import DiffusersDPM, import_diffusers
+from ..warning import PDAEWarning
+from .diffusers_dpm import DiffusersDPM, cut_of, import_diffusers, supported
+from .diffusers_schedulers import Trained, trained_with
+from .paths import as_epsilon
 
-PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x_0"}
+FOLDERS = ("unet_ema", "unet", "transformer", "")  # where a model may be
+CODECS = ("vae", "vqvae", "movq")
+VARIANTS = (None, "fp16", "bf16")  # of the files' names; all are read as float32
 
 
-def from_diffusers(unet_or_path, scheduler=None, *, keep: str = "value", download: bool = False) -> tuple[nn.Module, NoiseSchedule]:
+def from_diffusers(unet_or_path, scheduler=None, *, keep: str = "value", download: bool = False, prompt: str = "",
+                   prompt_embeds: Tensor | None = None, pooled_prompt_embeds: Tensor | None = None,
+                   added_cond_kwargs: dict[str, Tensor] | None = None,
+                   label: int | None = None) -> tuple[nn.Module, NoiseSchedule]:
     """A diffusers model as a pre-trained DPM: (dpm, schedule), ready for `PDAE(dpm, encoder, schedule)`.
 
     Args:
-        unet_or_path: a `UNet2DModel` (used as it is, not copied: a PDAE freezes it); the folder of a saved one; the
-            folder of a pipeline that has one; or a hub id.
-        scheduler: the diffusers scheduler that the model was trained with. Its betas become the schedule; a model that
-            predicts v or x_0 (its `prediction_type`) is wrapped, so that it predicts ε like any other; `clip_sample`
-            says whether the data have a range: [−clip_sample_range, clip_sample_range], or none (latents). None: the
-            pipeline's own; for a model that comes without any, the DDPM's: linear, 1e-4 … 0.02, T = 1000, ε, [−1, 1].
+        unet_or_path: a `UNet2DModel`, `UNet2DConditionModel`, `DiTTransformer2DModel` or `SD3Transformer2DModel` (used
+            as it is, not copied: a PDAE freezes it); the folder of a saved one; the folder of a pipeline that has one;
+            or a hub id. Of a folder with `unet` and `unet_ema`, as diffusers' training script leaves them, the average
+            is taken.
+        scheduler: the diffusers scheduler that the model was trained with. It says the path: betas; or flow matching,
+            or EDM, which become one of ours by a division (see `as_epsilon`). A model that predicts something else than
+            ε is wrapped. `clip_sample` says whether the data have a range: [−clip_sample_range, clip_sample_range], or
+            none; where it says nothing, images are in [−1, 1], and latents (of a pipeline with a codec, or of any
+            network but `UNet2DModel`) have none. None: the pipeline's own; for a model that comes without any, the
+            DDPM's: linear, 1e-4 … 0.02, T = 1000, ε, [−1, 1].
         keep: what a file of a PDAE holds of the DPM: "value", its weights; "reference", where they were read from
             and their SHA-256.
         download: fetch a hub id. Otherwise it has to be in the hub's cache already.
+        prompt: of a text-conditional model; it is a constant of the DPM, encoded once by the pipeline's own text
+            encoders.
+        prompt_embeds, pooled_prompt_embeds, added_cond_kwargs: in its place, what the network is told: [1, L, D]; for
+            `SD3Transformer2DModel` [1, D']; for SDXL {"text_embeds": [1, D'], "time_ids": [1, 6]}.
+        label: the class of a class-conditional model, a constant as well. None, for a `DiTTransformer2DModel`: its null
+            class.
 
     Raises:
-        ImportError: diffusers isn't installed.
-        ValueError: a network or scheduler of an unsupported kind; names it.
+        ImportError: diffusers (or, for a prompt, transformers) isn't installed.
+        ValueError: a network or scheduler of an unsupported kind, or what it is conditional on is missing; names it.
         CheckpointError: nothing there, or a damaged file.
     """
-    unet = unet_or_path
+    unet, latents, root = unet_or_path, None, None
     if isinstance(unet_or_path, (str, os.PathLike)):
         path = os.fspath(unet_or_path)
-        unet, own = read(path, download)
-        unet.source = Source("diffusers", str(Path(path).resolve()) if Path(path).is_dir() else path, tensors_digest(unet.state_dict()))
+        unet, own, root = read(path, download)
+        unet.source = source_of("diffusers", path, unet)
+        if scheduler is None and own is None:
+            warnings.warn(f"{path} has no scheduler; taking DDPM's linear schedule and prediction of ε. If it was "
+                          "trained otherwise, ε is wrong: give scheduler=", PDAEWarning, stacklevel=2)
         scheduler = own if scheduler is None else scheduler
-    settings = getattr(scheduler, "config", {})
-    prediction = settings.get("prediction_type", "epsilon")
-    if prediction not in PREDICTION_TYPES:
-        raise ValueError(f"scheduler has prediction_type={prediction!r}; want one of {', '.join(PREDICTION_TYPES)}")
-    limit = settings.get("clip_sample_range", 1.0) if scheduler is None or settings.get("clip_sample", False) else None
-    schedule = NoiseSchedule.linear() if scheduler is None else NoiseSchedule.from_diffusers(scheduler)
-    dpm = DiffusersDPM(unet, None if limit is None else (-float(limit), float(limit)))
+        latents = has_codec(path, download)
+    cut_of(unet)
+    trained = Trained(NoiseSchedule.linear(), "epsilon") if scheduler is None else trained_with(scheduler)
+    given = {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds, **(added_cond_kwargs or {}),
+             "label": None if label is None else torch.tensor([label])}
+    prompted = type(unet).__name__ in ("UNet2DConditionModel", "SD3Transformer2DModel")
+    if prompt_embeds is None and root is not None and prompted:
+        given |= encode_prompt(root, unet, prompt, download)
+    free = latents or (latents is None and type(unet).__name__ != "UNet2DModel")
+    data_range = trained.clip if trained.clip != "unsaid" else None if free else (-1.0, 1.0)
+    dpm = DiffusersDPM(unet, data_range, given)
     keep_by(dpm, keep)
-    return as_epsilon(dpm, PREDICTION_TYPES[prediction], schedule).train(unet.training), schedule
+    return as_epsilon(dpm, trained.kind, trained.schedule, **trained.options).train(unet.training), trained.schedule
 
 
-# ---- diffusers' schedulers on our denoisers -----------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def sample_with(scheduler, denoiser: Callable[[Tensor, Tensor], Tensor], x_T: Tensor, schedule: NoiseSchedule, steps: int = 20,
-                progress: bool = False, generator: torch.Generator | None = None, **options) -> Tensor:
-    """Sample from a denoiser, (x_t, t) -> ε, with a diffusers scheduler: DDIM, DPMSolverMultistep, UniPCMultistep, …
-
-    Args:
-        scheduler: its settings are followed (spacing of the steps, order of the solver, clipping), but for its betas,
-            which become the schedule's, and its `prediction_type`, for a denoiser gives ε. It isn't changed.
-        x_T: Gaussian noise [N, …].
-        generator, options: passed to its `step`, for schedulers that draw noise or take an `eta`.
-
-    Raises:
-        ValueError: a scheduler that evaluates at fractional t, or that has no betas.
-    """
-    betas = {"trained_betas": schedule.beta.tolist(), "num_train_timesteps": schedule.T}
-    parameters = inspect.signature(type(scheduler).__init__).parameters
-    if not {*betas, "prediction_type"} <= set(parameters):
-        raise ValueError(f"scheduler {type(scheduler).__name__} takes no betas and prediction_type; want one of the DDPM/DDIM family")
-    scheduler = type(scheduler).from_config(scheduler.config, prediction_type="epsilon", **betas)
-    scheduler.set_timesteps(steps, device=x_T.device)
-    if generator is not None and "generator" in inspect.signature(scheduler.step).parameters:
-        options["generator"] = generator
-    x = x_T * scheduler.init_noise_sigma
-    for t in progress_bar(scheduler.timesteps, desc=type(scheduler).__name__, show=progress):
-        if t != t.round():
-            raise ValueError(f"scheduler {type(scheduler).__name__} evaluates at t = {t:g}; want whole numbers, as timestep_spacing="
-                             "'leading' or 'trailing' gives")
-        eps = denoiser(scheduler.scale_model_input(x, t), torch.full((len(x),), int(t), dtype=torch.int64, device=x.device))
-        x = scheduler.step(eps, t, x, **options).prev_sample
-    return x
+def source_of(place: str, path: str, model: nn.Module) -> Source:
+    """Where a model was read from, for files that are to refer to it."""
+    return Source(place, str(Path(path).resolve()) if Path(path).is_dir() else path, tensors_digest(model.state_dict()))
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
 def weights(source: str) -> dict[str, Tensor]:
-    """The weights of the `UNet2DModel` in a folder or the hub's cache: what a file that refers to it leaves out."""
+    """The weights of the network in a folder or the hub's cache: what a file that refers to it leaves out."""
     return read(source, download=False)[0].state_dict()
 
 
-def read(source: str, download: bool) -> tuple[nn.Module, object]:
-    """What a folder or a hub id holds: (UNet2DModel, its scheduler or None). No network unless `download`."""
+def read(source: str, download: bool) -> tuple[nn.Module, object, str]:
+    """What a folder or a hub id holds: (network, its scheduler or None, the folder of its pipeline or its own). No
+    network access unless `download`."""
     diffusers, local = import_diffusers(), Path(source).is_dir()
-    config, folder = _find(diffusers.UNet2DModel, source, ("unet", ""), download)
+    config, folder = find_config(diffusers.UNet2DModel, source, FOLDERS, download)
     if config is None:
-        what = "has no UNet2DModel (no config.json, nor unet/config.json)" if local else (
-            "is neither a folder nor a model of the hub" if download else "is neither a folder nor a model in the hub's cache")
-        raise CheckpointError(f"{source} {what}; correct the path" + ("" if local or download else ", or pass download=True to fetch it"))
-    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ValueError(f"{source}: model {config['_class_name']}; want a UNet2DModel of diffusers (unconditional)")
-    try:
-        unet, info = diffusers.UNet2DModel.from_pretrained(source, subfolder=folder or None, local_files_only=not download,
-                                                           low_cpu_mem_usage=False, output_loading_info=True)
-    except Exception as e:  # a foreign file can fail in any way
-        raise CheckpointError(f"{source}: the weights can't be read ({_line(e)}); copy or download it again") from None
-    wrong = [*info["missing_keys"], *info["unexpected_keys"]]
-    if wrong:  # diffusers would only warn, and fill in random numbers
-        raise CheckpointError(f"{source}: the weights don't fit config.json ({wrong[0]}); copy or download it again")
-    inside = local and (Path(source).parent / "model_index.json").is_file()  # a pipeline's model, given by its own folder
-    settings, _ = _find(diffusers.DDPMScheduler, str(Path(source).parent) if inside else source, ("scheduler", ""), download)
+        hub = "of the hub" if download else "in the hub's cache"
+        what = ("has no model (no config.json, nor unet/config.json or transformer/config.json)" if local else
+                f"is neither a folder nor a model {hub}")
+        more = "" if local or download else ", or pass download=True to fetch it"
+        raise CheckpointError(f"{source} {what}; correct the path{more}")
+    if folder == "unet_ema" and (Path(source) / "unet").is_dir():
+        warnings.warn(f"{source} has unet and unet_ema; taking the average, unet_ema", PDAEWarning, stacklevel=3)
+    root = _root(source)
+    if "controlnet" in pipeline_of(root, download):
+        raise ValueError(f"{source} is the pipeline of a ControlNet, which is told an image in every step; want none")
+    unet = from_pretrained(getattr(diffusers, supported(config.get("_class_name"))), source, folder, download)
+    places = [source] if source == root else [source, root]
+    found = (find_config(diffusers.DDPMScheduler, place, ("scheduler", ""), download)[0] for place in places)
+    settings = next(filter(None, found), None)
     scheduler = None
     if settings is not None:
         kind = getattr(diffusers, settings.get("_class_name", ""), None)
         if not (inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)):
-            raise ValueError(f"{source}: scheduler {settings.get('_class_name')!r} isn't one of diffusers {diffusers.__version__}")
+            name = settings.get("_class_name")
+            raise ValueError(f"{source}: scheduler {name!r} isn't one of diffusers {diffusers.__version__}")
         scheduler = kind.from_config(settings)
-    return unet, scheduler
+    return unet, scheduler, root
 
 
-def _find(kind, source: str, folders: tuple[str, ...], download: bool) -> tuple[dict | None, str]:
+def from_pretrained(kind: type, source: str, folder: str, download: bool) -> nn.Module:
+    """A model of a class of diffusers, from safetensors and nothing else, in any precision.
+
+    Raises:
+        CheckpointError: its weights can't be read, or don't fit.
+    """
+    first = None
+    for variant in VARIANTS:
+        try:
+            model, info = kind.from_pretrained(source, subfolder=folder or None, local_files_only=not download,
+                                               low_cpu_mem_usage=False, output_loading_info=True, use_safetensors=True,
+                                               variant=variant)
+            break
+        except Exception as e:  # a foreign file can fail in any way
+            first = first or e
+    else:
+        what = f"the weights can't be read ({_line(first)})"
+        if any((Path(source) / folder).glob("*.bin")):
+            what = "the weights are a pickle, which could run code; convert them to safetensors (save_pretrained)"
+        raise CheckpointError(f"{source}: {what}; copy or download it again") from None
+    wrong = [*info["missing_keys"], *info["unexpected_keys"]]
+    if wrong:  # diffusers would only warn, and fill in random numbers
+        raise CheckpointError(f"{source}: the weights don't fit config.json ({wrong[0]}); copy or download it again")
+    return model
+
+
+def encode_prompt(root: str, network: nn.Module, prompt: str, download: bool) -> dict[str, Tensor]:
+    """What the text encoders of a pipeline say of a prompt: prompt_embeds, and what else `network` is told."""
+    diffusers, parts = import_diffusers(), pipeline_of(root, download)
+    if not any(parts.get(name, [None])[0] for name in ("text_encoder", "text_encoder_2", "text_encoder_3")):
+        raise ValueError(f"{root} has no text encoder; give prompt_embeds= in place of prompt=")
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        raise ImportError("a prompt needs transformers, which isn't installed; pip install 'pdae_lite[text]', or give "
+                          "prompt_embeds=") from None
+    text = ("text_encoder", "tokenizer", "scheduler")
+    absent = {name: None for name, value in parts.items()
+              if isinstance(value, list) and (value[0] is None or not name.startswith(text))}
+    absent |= {name: network for name in ("unet", "transformer") if name in parts}
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(root, local_files_only=not download,
+                                                               use_safetensors=True, **absent)
+    except Exception as e:
+        raise CheckpointError(f"{root}: its text encoders can't be read ({_line(e)}); copy or download it again, or "
+                              "give prompt_embeds=") from None
+    wishes = {"prompt": prompt, "prompt_2": None, "prompt_3": None, "device": torch.device("cpu"),
+              "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    takes = inspect.signature(pipeline.encode_prompt).parameters
+    with torch.no_grad():
+        found = pipeline.encode_prompt(**{k: v for k, v in wishes.items() if k in takes})
+    told = {"prompt_embeds": found[0]}
+    if type(network).__name__ == "SD3Transformer2DModel":
+        told["pooled_prompt_embeds"] = found[2]
+    elif network.config.addition_embed_type == "text_time":
+        codec, _ = find_config(diffusers.AutoencoderKL, root, ("vae",), download)
+        side = network.config.sample_size * 2 ** (len((codec or {}).get("block_out_channels", "1234")) - 1)
+        ids = torch.tensor([[side, side, 0, 0, side, side]], dtype=found[0].dtype)
+        told |= {"text_embeds": found[2], "time_ids": ids}
+    return told
+
+
+def has_codec(source: str, download: bool = False) -> bool:
+    """Whether a folder or hub id is a pipeline of latents."""
+    return any(part in pipeline_of(_root(source), download) for part in CODECS)
+
+
+def _root(source: str) -> str:
+    """The folder of the pipeline that a model's folder is in: pipeline/unet, pipeline/checkpoint-N/unet_ema; else its
+    own."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    above, *higher = folder.resolve().parents
+    above = [folder, above] + (higher[:1] if above.name.startswith("checkpoint-") else [])
+    return str(next((path for path in above if (path / "model_index.json").is_file()), source))
+
+
+def pipeline_of(root: str, download: bool) -> dict:
+    """A pipeline's parts, [library, class] each; {}: a model without one."""
+    if Path(root).is_dir() and not (Path(root) / "model_index.json").is_file():
+        return {}
+    try:
+        return import_diffusers().DiffusionPipeline.load_config(root, local_files_only=not download)
+    except (OSError, ValueError):
+        return {}
+
+
+def find_config(kind, source: str, folders: tuple[str, ...], download: bool) -> tuple[dict | None, str]:
     """The configuration of a `kind`, from the first of `folders` that has one, and that folder; None: none has."""
     local = Path(source).is_dir()
     for folder in folders:

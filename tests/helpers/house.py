@@ -13,7 +13,7 @@ from pathlib import Path
 PACKAGE = "pdae_lite"
 # Imports run downwards: a room may use those above it in this list, and those beside it.
 LEVELS = [
-    {"counter_rng", "warning", "progress", "storage", "checkpoint", "schedule"},
+    {"counter_rng", "warning", "progress", "storage", "checkpoint", "hub", "schedule"},
     {"networks", "losses", "sampling", "belm"},
     {"autoencoder", "pdae", "guidance", "diffae", "speed"},
     {"data"},

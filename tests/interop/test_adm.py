@@ -9,8 +9,9 @@ import pytest
 import torch
 from fixtures import fixture
 from refusals import refuses
+from torch.utils.data import TensorDataset
 
-from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, interop
+from pdae_lite import PDAE, EncoderConfig, NoiseSchedule, SemanticEncoder, interop, sampling, train
 from pdae_lite.checkpoint import CheckpointError
 from pdae_lite.interop.adm import arguments_of
 from pdae_lite.networks.unet import UNet, UNetConfig, _run_head
@@ -169,3 +170,61 @@ def test_other_files(tmp_path):
     with open(tmp_path / "model.pt", "rb+") as f:
         f.truncate(1000)
     refuses("model.pt: not a complete", interop.load_adm, tmp_path / "model.pt", config())
+
+
+# ---- files as others save them, and networks that are no DPMs ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrapped_networks(prefix, tmp_path, expected):
+    state = torch.load(MODEL, weights_only=True)
+    torch.save({prefix + k: v for k, v in state.items()}, tmp_path / "model.pt")
+    assert error(interop.load_adm(tmp_path / "model.pt", config())(*expected[:2]), expected[2][:, :3]) < 1e-4
+
+
+def test_upsamplers(tmp_path):
+    refuses(r"in_channels=6, out_channels=6: an upsampler", interop.load_adm, MODEL, config(in_channels=6, out_channels=6))
+    state = torch.load(MODEL, weights_only=True)
+    state["input_blocks.0.0.weight"] = torch.cat([state["input_blocks.0.0.weight"]] * 2, 1)
+    torch.save(state, tmp_path / "model.pt")
+    refuses(r"in_channels=6, out_channels=6: an upsampler", interop.load_adm, tmp_path / "model.pt", {"num_head_channels": 32})
+
+
+# ---- class-conditional networks ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def conditional(tmp_path):
+    """(network of 5 classes, its file, UNetModel's arguments)"""
+    torch.manual_seed(0)
+    net = UNet(UNetConfig(16, 3, 8, (1, 2), 1, (2,), num_classes=5)).eval()
+    for p in net.parameters():
+        if not bool(p.any()):
+            torch.nn.init.normal_(p, std=0.1)
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    return net, tmp_path / "model.pt", {"num_heads": 1, "image_size": 16}
+
+
+def test_a_fixed_class(conditional, tmp_path):
+    net, path, arguments = conditional
+    dpm = interop.load_adm(path, arguments, label=3)
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
+    with torch.no_grad():
+        assert torch.equal(dpm(x, t), net(x, t, torch.tensor([3, 3]))) and not torch.equal(dpm(x, t), net(x, t, torch.tensor([3, 2])))
+    pdae = PDAE(dpm, SemanticEncoder(EncoderConfig(16, 3, (8, 8), None, z_dim=4)), NoiseSchedule.linear())
+    with torch.no_grad():
+        assert torch.equal(pdae.decode(torch.ones(2, 4), x, steps=2), sampling.ddim(dpm, x, pdae.schedule, 2))
+    before = {k: v.clone() for k, v in pdae.state_dict().items()}
+    train(pdae, TensorDataset(x.clamp(-1, 1)), steps=3, batch_size=2, lr=1e-2, ema=0.0, progress=False)
+    assert {k.split(".")[0] for k, v in pdae.state_dict().items() if not torch.equal(v, before[k])} == {"encoder", "estimator"}
+    pdae.save(tmp_path / "pdae.safetensors")
+    loaded = PDAE.load(tmp_path / "pdae.safetensors")
+    assert loaded.dpm.label == 3 and all(torch.equal(v, pdae.state_dict()[k]) for k, v in loaded.state_dict().items())
+    refuses("label=5; want 0 … 4", interop.load_adm, path, arguments, 5)
+    refuses("label=0; want None: the network has no classes", interop.load_adm, MODEL, config(), 0)
+
+
+def test_no_class_no_pdae(conditional):
+    net, path, arguments = conditional
+    refuses(r"the DPM is class-conditional \(num_classes=5\); fix a class", PDAE, interop.load_adm(path, arguments),
+            SemanticEncoder(EncoderConfig(16, 3, (8, 8), None, z_dim=4)), NoiseSchedule.linear())

@@ -63,8 +63,11 @@ def test_what_the_scheduler_says():
     assert schedule.same_as(NoiseSchedule.linear()) and dpm.data_range == (-1.0, 1.0)
     with pytest.raises(ValueError, match="zero-terminal-SNR"):
         interop.from_diffusers(unet("gray"), scheduler("gray", rescale_betas_zero_snr=True))
-    with pytest.raises(ValueError, match="prediction_type='flow_prediction'"):
-        interop.from_diffusers(unet("gray"), diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction"))
+    # a scheduler that has no such setting as clip_sample says nothing of the data's range
+    for scheduler_, want in [(diffusers.EulerDiscreteScheduler(), (-1.0, 1.0)), (diffusers.PNDMScheduler(), (-1.0, 1.0)),
+                             (diffusers.DDIMScheduler(clip_sample=False), None),
+                             (diffusers.DDPMScheduler(clip_sample_range=2.0), (-2.0, 2.0))]:
+        assert interop.from_diffusers(unet("gray"), scheduler_)[0].data_range == want
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -73,8 +76,10 @@ def test_what_the_scheduler_says():
     (dict(up_block_types=("SkipUpBlock2D", "UpBlock2D")), "SkipUpBlock2D"),
     (dict(up_block_types=("AttnUpBlock2D", "AttnSkipUpBlock2D")), "AttnSkipUpBlock2D"),
     (dict(time_embedding_type="fourier"), "time_embedding_type='fourier'"),
-    (dict(num_class_embeds=10), "num_class_embeds=10"),
-    (dict(class_embed_type="timestep"), "class_embed_type='timestep'"),
+    (dict(time_embedding_type="fourier"), r"NCSN\+\+"),
+    (dict(num_class_embeds=10), "conditional on label, and label is missing; give label="),
+    (dict(class_embed_type="timestep"), "label is missing"),
+    (dict(class_embed_type="identity"), "class_embed_type='identity'"),
     (dict(out_channels=4), "in_channels=1, out_channels=4"),
 ])
 def test_unsupported(changes, message):
@@ -85,7 +90,7 @@ def test_unsupported(changes, message):
 
 
 def test_refuses_what_is_no_unet_and_wrong_inputs():
-    with pytest.raises(ValueError, match="model Linear; want a UNet2DModel"):
+    with pytest.raises(ValueError, match="model Linear isn't supported; want a network of diffusers"):
         interop.from_diffusers(nn.Linear(1, 1))
     dpm, _ = interop.from_diffusers(unet("celebahq"))
     for x in (torch.zeros(1, 1, 16, 16), torch.zeros(1, 3, 14, 16)):  # channels; three levels want multiples of 4
@@ -264,3 +269,8 @@ def test_schedulers_that_draw_and_that_do_not_fit(fitted):
         interop.sample_with(diffusers.EulerDiscreteScheduler(), fitted.dpm, x_T, **options)
     with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler takes no betas"):
         interop.sample_with(diffusers.FlowMatchEulerDiscreteScheduler(), fitted.dpm, x_T, **options)
+    with pytest.raises(ValueError, match="variance_type='learned_range', but a denoiser gives no variance"):
+        interop.sample_with(diffusers.DDPMScheduler(variance_type="learned_range"), fitted.dpm, x_T, **options)
+    plain, rescaled = (interop.sample_with(diffusers.DDIMScheduler(rescale_betas_zero_snr=zero), fitted.dpm, x_T, **options)
+                       for zero in (False, True))
+    assert torch.equal(plain, rescaled)  # the schedule's betas are used, whatever it would make of its own

@@ -1,4 +1,5 @@
 """diffusers models in files: folders, pipelines, the hub's cache; a PDAE that keeps its DPM by value or by reference."""
+import json
 import socket
 import sys
 
@@ -9,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 from pdae_lite import PDAE, EncoderConfig, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, data, interop, train
 from pdae_lite.checkpoint import CheckpointError, load_model, read, save_model, write
+from pdae_lite.warning import PDAEWarning
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning", "ignore:The `local_dir_use_symlinks` argument")
@@ -48,13 +50,62 @@ def test_folders(tmp_path, pipeline, no_network):
     for path in (pipeline, str(pipeline), pipeline / "unet", flat, tmp_path / "model"):
         dpm, schedule = interop.from_diffusers(path)
         assert not dpm.training and torch.equal(dpm(x, T_BATCH), want[0](x, T_BATCH))
-        assert schedule == (NoiseSchedule.linear() if path == tmp_path / "model" else want[1])
-    assert interop.from_diffusers(tmp_path / "model", scheduler("celebahq"))[1] == want[1]
+        assert schedule.same_as(NoiseSchedule.linear() if path == tmp_path / "model" else want[1])
+    with pytest.warns(PDAEWarning, match="model has no scheduler; taking DDPM's linear schedule"):
+        interop.from_diffusers(tmp_path / "model")
+    assert interop.from_diffusers(tmp_path / "model", scheduler("celebahq"))[1].same_as(want[1])
     for name in ("adm", "gray", "latent"):
         diffusers.DDIMPipeline(unet(name), scheduler(name, "DDPMScheduler")).save_pretrained(tmp_path / name)
         found, want = interop.from_diffusers(tmp_path / name), interop.from_diffusers(unet(name), scheduler(name))
         assert torch.equal(found[0](random(name), T_BATCH), want[0](random(name), T_BATCH))
-        assert found[0].data_range == want[0].data_range and found[1] == want[1]
+        assert found[0].data_range == want[0].data_range and found[1].same_as(want[1])
+
+
+def test_what_their_training_script_leaves(tmp_path, pipeline, no_network):
+    """output/{model_index.json, scheduler, checkpoint-N/{unet, unet_ema}}: the scheduler is two levels up."""
+    from diffusers.training_utils import EMAModel
+
+    last, average = unet("celebahq"), unet("celebahq")
+    with torch.no_grad():
+        average.conv_in.bias += 1
+    folder = pipeline / "checkpoint-500"
+    last.save_pretrained(folder / "unet")
+    EMAModel(average.parameters(), model_cls=type(average), model_config=average.config).save_pretrained(folder / "unet_ema")
+    x, schedule = random("celebahq"), interop.from_diffusers(pipeline)[1]
+    for path, want in [(folder / "unet_ema", average), (folder / "unet", last)]:
+        found = interop.from_diffusers(path)
+        assert torch.equal(found[0](x, T_BATCH), want(x, T_BATCH).sample) and found[1].same_as(schedule)
+    with pytest.warns(PDAEWarning, match="has unet and unet_ema; taking the average"):
+        dpm, own = interop.from_diffusers(folder, keep="reference")
+    assert torch.equal(dpm(x, T_BATCH), average(x, T_BATCH).sample) and own.same_as(schedule)
+    save_model(tmp_path / "dpm.safetensors", dpm)
+    assert same(weights(load_model(tmp_path / "dpm.safetensors")), weights(dpm))
+
+
+def test_safetensors_in_any_precision_and_no_pickles(tmp_path, no_network):
+    model, x = unet("celebahq").half(), random("celebahq")
+    model.save_pretrained(tmp_path / "half", variant="fp16")
+    assert [p.name for p in (tmp_path / "half").glob("*.safetensors")] == ["diffusion_pytorch_model.fp16.safetensors"]
+    dpm, _ = interop.from_diffusers(tmp_path / "half", scheduler("celebahq"))
+    assert dpm.dtype == torch.float32 and torch.equal(dpm(x, T_BATCH), model.float()(x, T_BATCH).sample)
+    unet("celebahq").save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    with pytest.raises(CheckpointError, match="pickled: the weights are a pickle, which could run code; convert them"):
+        interop.from_diffusers(tmp_path / "pickled", scheduler("celebahq"))
+
+
+def test_models_and_pipelines_of_another_kind(tmp_path, pipeline):
+    config = json.loads((pipeline / "unet" / "config.json").read_text())
+    for name, message in [("UNet3DConditionModel", "model UNet3DConditionModel is video"), ("FluxTransformer2DModel", "is Flux"),
+                          ("ControlNetModel", "is a ControlNet"), (None, "model None isn't supported")]:
+        (pipeline / "unet" / "config.json").write_text(json.dumps(config | {"_class_name": name}))
+        with pytest.raises(ValueError, match=message) as e:
+            interop.from_diffusers(pipeline)
+        assert "\n" not in str(e.value)
+    (pipeline / "unet" / "config.json").write_text(json.dumps(config))
+    index = json.loads((pipeline / "model_index.json").read_text())
+    (pipeline / "model_index.json").write_text(json.dumps(index | {"controlnet": ["diffusers", "ControlNetModel"]}))
+    with pytest.raises(ValueError, match="is the pipeline of a ControlNet"):
+        interop.from_diffusers(pipeline)
 
 
 def test_damaged_folders(tmp_path, pipeline):
@@ -78,7 +129,7 @@ def test_damaged_folders(tmp_path, pipeline):
     (pipeline / "unet" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a valid JSON"):
         interop.from_diffusers(pipeline)
-    with pytest.raises(CheckpointError, match="has no UNet2DModel"):
+    with pytest.raises(CheckpointError, match="has no model"):
         interop.from_diffusers(tmp_path)
 
 
