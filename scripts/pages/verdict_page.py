@@ -25,7 +25,7 @@ leads to the chapter that measures it; {doc}`results` has the records and the co
 """
 TAIL = """
 Not tried, for want of the data or of a GPU: the paper's own models at 64×64 and 128×128. Whoever holds its authors' files can
-recompute Tables 1 and 2 with `pdae evaluate --protocol paper` ({doc}`commands`).
+recompute Tables 1 and 2 with `pdae evaluate --protocol paper`.
 """
 
 

@@ -25,6 +25,7 @@ import pdae_book  # noqa: E402
 import results_page  # noqa: E402
 import setup_cells  # noqa: E402
 import timings_page  # noqa: E402
+import verdict_page  # noqa: E402
 
 BOOK = ROOT / "book"
 BUILT = BOOK / "_build" / "html"
@@ -110,7 +111,7 @@ def test_every_function_of_the_equation_map_exists():
         assert callable(thing) or thing.shape == (10,), name
 
 
-@pytest.mark.parametrize("script", [results_page, timings_page], ids=["results", "timings"])
+@pytest.mark.parametrize("script", [results_page, timings_page, verdict_page], ids=["results", "timings", "verdict"])
 def test_pages_made_from_records_are_current(script):
     assert script.TARGET.read_text(encoding="utf-8") == script.page(), f"run it again: python scripts/pages/{script.__name__}.py"
 
