@@ -17,7 +17,7 @@ from pdae_lite.checkpoint import load_model
 from pdae_lite.commands import main
 
 ROOT = Path(__file__).parents[2]
-CHAPTER = ROOT / "notebooks" / "15_bring_your_own_dpm.ipynb"
+CHAPTER = ROOT / "notebooks" / "16_bring_your_own_dpm.ipynb"
 TINY = {
     "train": "--steps 1 --batch-size 2 --precision no --no-compile --set encoder.z_dim=4",
     "latent": "--steps 1 --batch-size 2 --set latent.width=16 --set latent.layers=3",
