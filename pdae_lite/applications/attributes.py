@@ -267,10 +267,17 @@ def counterfactual_scores(edited: Tensor, before: Tensor, after: Tensor) -> tupl
 
 
 def encode_all(autoencoder: Autoencoder, images, batch_size: int = 250, progress: bool = False) -> Tensor:
-    """Codes [N, z_dim] of any number of images, batch by batch, on the CPU; not normalised.
+    """Codes [N, z_dim] of any number of images, batch by batch, on the CPU; not normalised. `encode_labelled` gives their labels, too.
 
     Args:
-        images: [N, C, H, W] uint8 or float in the model's range, or a data set of images or of (image, label).
+        images: [N, C, H, W] uint8 or float in the model's range, or a data set of images or of (image, label). Images that can't be
+            read are left out: then there are fewer codes than images.
     """
+    return encode_labelled(autoencoder, images, batch_size, progress)[0]
+
+
+def encode_labelled(autoencoder: Autoencoder, data, batch_size: int = 250, progress: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Codes as of `encode_all`, and the labels int64 [N] or [N, A] of the same images; None: the data set has none."""
     as_they_are = LatentStats(torch.zeros(autoencoder.z_dim), torch.ones(autoencoder.z_dim))
-    return latent_codes(autoencoder, images, batch_size, stats=as_they_are, progress=progress)[0].tensors[0]
+    tensors = latent_codes(autoencoder, data, batch_size, stats=as_they_are, progress=progress)[0].tensors
+    return tensors[0], tensors[1].long() if len(tensors) > 1 else None

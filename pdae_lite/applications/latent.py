@@ -8,19 +8,19 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 from ..autoencoder import SAMPLERS, Autoencoder, check_sampler
 from ..checkpoint import Saved
 from ..counter_rng import PerSample
 from ..data.builtin import to_float
+from ..data.items import in_batches
 from ..losses import dpm_loss, latent_loss
-from ..networks.blocks import timestep_embedding
+from ..networks.blocks import check_range, timestep_embedding
 from ..pdae import PDAE
 from ..progress import progress_bar
 from ..sampling import randn
 from ..schedule import NoiseSchedule
-from ..training.batches import _collate
 
 CONSTANT = 1e-6  # a dimension whose standard deviation is below this share of the codes' size is rounding, not variation
 
@@ -228,19 +228,23 @@ def latent_codes(autoencoder: Autoencoder, data, batch_size: int = 256, flip: bo
         flip: the codes of mirrored images too, after all others: what an encoder trained with flips also gives.
         stats: normalise with these (those of the training set, for held-out data); None: with the codes' own.
 
-    Returns a TensorDataset of codes [N, z_dim], in the order of the data, with their labels if there are any, on the CPU.
+    Returns a TensorDataset of codes [N, z_dim], in the order of the data, with their labels if there are any, on the CPU. Images that
+    can't be read are left out, label and all.
     """
     if getattr(autoencoder.encoder, "takes_labels", False):
         raise ValueError("the autoencoder embeds labels; want one that encodes images")
     if len(data) < 1:
         raise ValueError("data is empty; want at least one image")
     codes, mirrored, labels = [], [], []
-    for x, y in progress_bar(DataLoader(data, batch_size, collate_fn=_collate), desc="encode", show=progress):
-        x = to_float(x.to(autoencoder.device))
-        codes.append(autoencoder.encode(x).cpu())
-        if flip:
-            mirrored.append(autoencoder.encode(x.flip(-1)).cpu())
-        labels += [] if y is None else [y]
+    with progress_bar(total=len(data), desc="encode", show=progress) as bar:
+        for index, x, y in in_batches(data, batch_size):
+            check_range(x, autoencoder.data_range, "data")
+            x = to_float(x.to(autoencoder.device))
+            codes.append(autoencoder.encode(x).cpu())
+            if flip:
+                mirrored.append(autoencoder.encode(x.flip(-1)).cpu())
+            labels += [] if y is None else [y]
+            bar.update(len(index))
     z = torch.cat(codes + mirrored).float()
     stats = LatentStats.of(z) if stats is None else stats
     return TensorDataset(stats.normalise(z), *([torch.cat(labels * (2 if flip else 1))] if labels else [])), stats

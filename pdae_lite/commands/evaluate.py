@@ -134,9 +134,9 @@ def _plain(args, device, report: dict):
     report |= {"model": fingerprint(args.model), "data": name, "counts": {"images": len(images)}, "reconstruction": {}}
     for steps in whole_numbers("--steps", args.steps or "100"):
         rows = _numbers(protocol.reconstruction(model, images, steps, args.seed, args.batch_size, progress=True))
-        report["reconstruction"][str(steps)] = rows
+        report["reconstruction"][str(steps)], report["counts"]["images"] = rows, _measured(rows)
         lines = [[row, *map(shown, columns.values())] for row, columns in rows.items()]
-        yield (f"\nReconstructions of {args.model}: {len(images)} images of {name}, {steps} steps; means with 95 % "
+        yield (f"\nReconstructions of {args.model}: {_measured(rows)} images of {name}, {steps} steps; means with 95 % "
                f"intervals, on [0, 1]\n{table(['', *next(iter(rows.values()))], lines)}")
 
 
@@ -182,12 +182,12 @@ def _table_1(args, device, files, model, report: dict):
     for steps in whole_numbers("--steps", args.steps or str(published.TABLE_1_STEPS)):
         rows = protocol.table_1(model, images, distance, steps, long or None, args.seed, args.batch_size, progress=True)
         rows = _numbers(rows)
-        report["table_1"]["measured"][str(steps)] = rows
+        report["table_1"]["measured"][str(steps)], report["table_1"]["images"] = rows, _measured(rows)
         lines = []
         for row in dict.fromkeys([*published.TABLE_1, *rows]):
             ours, theirs = list(rows.get(row, {}).values()) or [None] * 3, published.TABLE_1.get(row, (None,) * 3)
             lines.append([row, *(shown(cell) for pair in zip(ours, theirs) for cell in pair)])
-        yield (f"\nTable 1: reconstruction, {files.name} on {len(images):,} images of {args.data}, T = {steps}; means "
+        yield (f"\nTable 1: reconstruction, {files.name} on {_measured(rows):,} images of {args.data}, T = {steps}; means "
                f"with 95 % intervals\npaper: {published.TABLE_1_MODEL} on CelebA-HQ, T = {published.TABLE_1_STEPS}\n"
                + table(["", "SSIM", "paper", distance.name, column, "MSE", "paper"], lines))
 
@@ -208,9 +208,9 @@ def _table_2(args, device, files, model, report: dict):
     for row in ("DDIM", "Diff-AE", "PDAE"):
         theirs = dict(zip(published.STEPS, paper.get(row, ())))
         lines.append([row, *(shown(cell) for T in steps for cell in (rows.get(row, {}).get(str(T)), theirs.get(T)))])
-    report.setdefault("table_2", {})[files.name] = {"samples": count, "images": len(images), "metric": what,
+    report.setdefault("table_2", {})[files.name] = {"samples": count, "images": real.n, "metric": what,
                                                     "paper": paper, "measured": rows}
-    yield (f"\nTable 2: {what}, {files.name}, {count:,} samples against {len(images):,} images of {args.data}; with "
+    yield (f"\nTable 2: {what}, {files.name}, {count:,} samples against {real.n:,} images of {args.data}; with "
            f"95 % intervals\n{table(['', *(cell for T in steps for cell in (f'T = {T}', column))], lines)}")
 
 
@@ -221,6 +221,11 @@ def _images(args, name: str, model):
 def _small_space(model, device):
     name = "digits" if model.network.config.in_channels == 1 else "peeps"
     return protocol.small_space(load(name, "features", device))
+
+
+def _measured(rows: dict) -> int:
+    """The number of images behind a table of reconstructions: without those that can't be read."""
+    return next(iter(next(iter(rows.values())).values()))["n"][0]
 
 
 def _numbers(rows: dict) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .. import data
-from ..applications.attributes import LinearProbe, edit, encode_all
+from ..applications.attributes import LinearProbe, edit, encode_labelled
 from ..applications.latent import LatentDPM, sample_images
 from ..autoencoder import Autoencoder, load_autoencoder
 from ..checkpoint import best_device, load_model, model_file, shipped, shipped_file
@@ -186,9 +186,8 @@ def _probe(args) -> None:
     labels = getattr(images, "labels", None)
     if labels is None:
         raise UsageError(f"--data {args.data} has no labels; want digits, peeps, classes:FOLDER or torchvision:NAME")
-    labels = torch.as_tensor(labels).long()
     names = sources.names_of(images) or [str(i) for i in range(int(labels.max()) + 1)]
-    z = encode_all(model, images, AT_ONCE, progress=True)
+    z, labels = encode_labelled(model, images, AT_ONCE, progress=True)
     test = torch.arange(len(z)) % 5 == 4
     probe = LinearProbe.fit(z[~test], labels[~test], names, args.l2)
     numbers = {"accuracy": probe.accuracy(z[test], labels[test]), "auroc": probe.auroc(z[test], labels[test])}

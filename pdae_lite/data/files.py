@@ -1,30 +1,33 @@
-"""Your own images, read one by one from a folder of files.
-
-All are map-style data sets of uint8 [C, size, size]. What can't be read is named in a warning and skipped.
-"""
+"""Your own images, read one by one from a folder of files."""
+import errno
+import os
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..warning import PDAEWarning
+from .items import LeftOut, Unreadable, digest
+from .pixels import Picture, Range, Scale, decode, kind_of, own_range
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CELEBA64_CROP = (57, 25, 128, 128)  # top, left, height, width in the aligned 218×178 images: the crop of D2C, used since
+LOOK_AT = 64  # deep pictures to decode for a guess at their black and white
 
 
-class ImageFiles(Dataset, ABC):
-    """Images that are decoded when asked for. A subclass gives the number of images, `_open(i)` and `_name(i)`.
+class PictureSet(Dataset, ABC):
+    """Pictures that are decoded when asked for, each as uint8 [channels, size, size]. A subclass gives `_open(i)` and `_name(i)`.
 
-    An image that turns out to be unreadable is named in a warning, once; the next readable one stands in for it, so the
-    length and every other index stay as they are.
+    A picture that can't be decoded raises `Unreadable`, then and ever after; length and indices stay as they are. `data.readable`
+    reads past such pictures; so does everything in this library that takes a data set. `unreadable`: {index: message}, as found.
     """
 
-    def __init__(self, count: int, size: int, channels: int, crop: tuple[int, int, int, int] | None, background: int):
+    def __init__(self, count: int, size: int, channels: int, crop: tuple[int, int, int, int] | None = None, background: int = 255,
+                 value_range: Range | None = None):
         if size < 1:
             raise ValueError(f"size={size}; want at least 1")
         if channels not in (1, 3):
@@ -32,152 +35,247 @@ class ImageFiles(Dataset, ABC):
         if crop is not None and (len(crop) != 4 or min(crop) < 0 or min(crop[2:]) < 1):
             raise ValueError(f"crop={crop}; want (top, left, height, width) in pixels")
         self.count, self.size, self.channels, self.crop, self.background = count, size, channels, crop, background
-        self.unreadable: set[int] = set()
+        self.scale = Scale(value_range)
+        self.unreadable: dict[int, str] = {}
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Tensor:
-        """uint8 [C, size, size]."""
-        index = int(index)
+        """uint8 [channels, size, size].
+
+        Raises:
+            Unreadable: the picture can't be decoded.
+        """
         if not -self.count <= index < self.count:
             raise IndexError(f"image {index} of {self.count}")
-        for i in ((index + k) % self.count for k in range(self.count)):
-            if i in self.unreadable:
-                continue
-            try:
-                return prepare(self._open(i), self.channels, self.size, self.crop, self.background)
-            except image_errors() as e:
-                self.unreadable.add(i)
-                warnings.warn(f"{self._name(i)} can't be read ({e}); skipped", PDAEWarning, stacklevel=2)
-        raise ValueError(f"none of the {self.count} images can be read")
+        i = int(index) % self.count
+        if i in self.unreadable:
+            raise Unreadable(self.unreadable[i])
+        name = self._name(i)
+        try:
+            picture = decoded(name, self._open, i)
+            value_range = self.scale.of(name, picture)
+            square = picture.square(self.channels, self.size, self.crop, self.background, value_range)
+        except ValueError as e:
+            self.unreadable[i] = str(e) if isinstance(e, Unreadable) else f"{name} ({e})"
+            raise Unreadable(self.unreadable[i]) from None
+        return torch.from_numpy(square)
+
+    def settle(self, deep: Iterable[int]) -> None:
+        """Look at some of the deep pictures, and guess what is black and white in those that don't say it."""
+        deep = list(deep)
+
+        def some() -> Iterator[tuple[str, Picture]]:
+            for i in deep[:: -(-len(deep) // LOOK_AT)] if deep else ():
+                try:
+                    picture = decoded(self._name(i), self._open, i, deep_only=True)
+                    if picture.kind:
+                        picture.extent()
+                except ValueError:
+                    continue  # told when it is read
+                yield self._name(i), picture
+
+        self.scale.settle(some(), str(self))
+
+    def _facts(self) -> tuple:
+        """What the fingerprints of all kinds hold."""
+        return self.crop, self.background, self.scale.value_range, *sorted(self.scale.guesses.items())
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of what the set is made of; see `data.fingerprint`."""
 
     @abstractmethod
     def _open(self, i: int):
-        """Image i as Pillow opens it."""
+        """Picture i: a path, a binary file, a PIL image or a `Picture`."""
 
     @abstractmethod
     def _name(self, i: int) -> str:
-        """What messages call image i."""
+        """What messages call picture i."""
 
 
-def prepare(image, channels: int, size: int, crop: tuple[int, int, int, int] | None = None, background: int = 255,
-            value_range: tuple[float, float] | None = None) -> Tensor:
-    """uint8 [channels, size, size] of any PIL image: its centre square (of the crop), resized at one go, antialiased."""
-    from PIL import Image
+def decoded(name: str, opener: Callable, *args, deep_only: bool = False) -> Picture:
+    """The picture that an opener gives: as a path, a binary file, a PIL image or a `Picture`. For `deep_only` see `decode`.
 
-    image = flatten(image, channels, background, value_range)
-    width, height = image.size
-    top, left, h, w = (0, 0, height, width) if crop is None else crop
-    if top + h > height or left + w > width:
-        raise ValueError(f"{height}×{width} pixels, too small for the crop {crop}")
-    side = min(h, w)
-    x, y = left + (w - side) // 2, top + (h - side) // 2
-    image = image.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))  # Pillow's filters are antialiased
-    return torch.from_numpy(np.array(image).reshape(size, size, channels)).permute(2, 0, 1).contiguous()
+    Raises:
+        Unreadable: it can't be opened or decoded.  OSError, MemoryError: the machine is at its limits, whatever the file.
+    """
+    try:
+        source = opener(*args)
+        return source if isinstance(source, Picture) else decode(source, deep_only)
+    except Exception as e:  # decoders meet damage with errors of any kind
+        raise _unreadable(name, e) from None
 
 
-def read_image(path: str | Path, channels: int, size: int, *, background: int = 255,
-               value_range: tuple[float, float] | None = None) -> Tensor:
+def _unreadable(name: str, e: Exception) -> Exception:
+    """What to raise for an error met in reading a file."""
+    if isinstance(e, (MemoryError, Unreadable)) or isinstance(e, OSError) and e.errno in (errno.EMFILE, errno.ENFILE):
+        return e
+    return Unreadable(f"{name} ({_why(e)})")
+
+
+def read_image(path: str | Path, channels: int, size: int, *, background: int = 255, value_range: Range | None = None) -> Tensor:
     """One image file as uint8 [channels, size, size], as training sees it: centre square, antialiased bilinear resize.
 
     Args:
         channels: 3, or 1 for greyscale.
         background: grey level laid under transparent pixels.
-        value_range: the values in the file that become black and white; None: what the file's kind says.
+        value_range: the values in the file that become black and white. None: 0 and 255 of 8 bits; for deeper files what they say of
+            themselves, or else a guess, which a warning tells.
 
     Raises:
         FileNotFoundError: no such file.  ValueError: not a readable image.
     """
-    from PIL import Image
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with Image.open(path) as image:
-            return prepare(image, channels, size, None, background, value_range)
-    except image_errors() as e:
-        raise ValueError(f"{path}: not a readable image ({e}); want PNG, JPEG or another format that Pillow reads") from None
+        return FolderImages([Path(path)], Path(path).parent, size, channels, background, value_range)[0]
+    except Unreadable as e:
+        why = str(e).removeprefix(str(Path(path)))
+        raise Unreadable(f"{path}: not a readable image{why}; want PNG, JPEG or another format that Pillow reads") from None
 
 
-def flatten(image, channels: int, background: int = 255, value_range: tuple[float, float] | None = None):
-    """Any PIL image as "L" or "RGB": upright by its EXIF tag, 16 bits brought to 8, transparency laid over `background`."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if value_range is not None and image.mode[0] in "IF":
-        low, high = value_range
-        image = Image.fromarray(((np.asarray(image, np.float64) - low) * 255 / (high - low)).clip(0, 255).round().astype(np.uint8))
-    elif image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip it
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        below = Image.new("RGBA", image.size, (background,) * 3 + (255,))
-        image = Image.alpha_composite(below, image)
-    return image.convert("L" if channels == 1 else "RGB")
+def _why(e: BaseException) -> str:
+    if "cannot identify image file" in str(e):
+        return "not an image of a kind that Pillow reads"
+    return getattr(e, "strerror", None) or " ".join(str(e).split()) or type(e).__name__
 
 
 # ---- a folder ---------------------------------------------------------------------------------------------------------
 
 
-class FolderImages(ImageFiles):
+class FolderImages(PictureSet):
     """What `folder` returns. `paths`: the files, in order."""
 
-    def __init__(self, paths: list[Path], size: int, channels: int, background: int):
-        super().__init__(len(paths), size, channels, None, background)
-        self.paths = paths
+    def __init__(self, paths: list[Path], root: Path, size: int, channels: int, background: int = 255, value_range: Range | None = None):
+        super().__init__(len(paths), size, channels, None, background, value_range)
+        self.paths, self.root = paths, root
 
-    def _open(self, i: int):
-        from PIL import Image
+    def __str__(self) -> str:
+        return str(self.root)
 
-        with Image.open(self.paths[i]) as image:
-            image.load()
-            return image
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the files' names below the folder and their sizes."""
+        names = (part for p in self.paths for part in (p.relative_to(self.root).as_posix(), p.stat().st_size))
+        return digest(*self._facts(), *names)
+
+    def _open(self, i: int) -> Path:
+        return self.paths[i]
 
     def _name(self, i: int) -> str:
         return str(self.paths[i])
 
 
-def folder(path: str | Path, size: int, channels: int = 3, background: int = 255, verify: bool = False) -> FolderImages:
+class FolderClasses(Dataset):
+    """(image, label) of a folder with one subfolder for each class. `classes`: their names, sorted; label i is the i-th; `labels` of all.
+
+    Raises:
+        ValueError: an image in no subfolder.
+    """
+
+    def __init__(self, images: FolderImages):
+        self.images = images
+        parts = [p.relative_to(images.root).parts for p in images.paths]
+        loose = [path for path, names in zip(images.paths, parts) if len(names) == 1]
+        if loose:
+            raise ValueError(f"{loose[0]} is in no subfolder; want one for each class")
+        self.classes = sorted({names[0] for names in parts})
+        number = {name: i for i, name in enumerate(self.classes)}
+        self.labels = torch.tensor([number[names[0]] for names in parts])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the folder, whose names hold the labels."""
+        return digest("classes", self.images.fingerprint)
+
+
+def folder(path: str | Path, size: int, channels: int = 3, background: int = 255, verify: bool = False,
+           value_range: Range | None = None) -> FolderImages:
     """Every image below a folder, sorted by path, as uint8 [channels, size, size]: centre square, antialiased resize.
 
     Args:
-        path: the folder; subfolders are searched too, hidden files are not. Other files than images are ignored.
+        path: the folder. Subfolders are searched too, and links followed (but not round in circles); hidden files and folders are
+            not. Other files than images are ignored.
         channels: 3, or 1 for greyscale; either is made from any kind of file.
         background: grey level laid under transparent pixels.
-        verify: decode every file now. Otherwise now only their headers are read, and a file that is cut short shows
+        verify: decode every file now. Otherwise now only their headers are read, and a file that is cut short raises `Unreadable`
             when its turn comes.
+        value_range: the values in the files that become black and white; see `read_image`. A guess is one for all files.
 
-    Unreadable files are named in a warning and left out.
+    Files that can't be read are named in a warning and left out.
 
     Raises:
-        FileNotFoundError: no such folder.  ValueError: no readable image in it, or a bad size or channels.
+        FileNotFoundError: no such folder.  ValueError: no readable image in it, or a bad size, channels or value_range.
     """
     from PIL import Image
 
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder; give one that holds images")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and p.is_file())
-    good, bad = [], []
+    good, deep, closed = [], [], []
+    found = sorted(p for p in _below(path, closed) if p.suffix.lower() in EXTENSIONS)
+    left_out, stacks = LeftOut(len(found)), []
+    left_out.add(*closed)
     for p in found:
         try:
             with Image.open(p) as image:
-                if verify:
-                    image.load()
-            good.append(p)
-        except image_errors() as e:
-            bad.append(f"{p} ({e})")
-    if bad:
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        warnings.warn(f"{len(bad)} of {len(found)} files can't be read and are skipped: {'; '.join(bad[:10])}{more}",
-                      PDAEWarning, stacklevel=2)
+                kind, own, pages = kind_of(image), own_range(image), _pages(image)
+            if verify:
+                decoded(str(p), Path, p)
+        except Exception as e:
+            if not isinstance(e := _unreadable(str(p), e), Unreadable):
+                raise
+            left_out.add(str(e))
+            continue
+        stacks += [p.name] if pages > 1 else []
+        deep += [len(good)] if kind and own is None else []
+        good.append(p)
     if not good:
         raise ValueError(f"{path} holds no readable image; want files like {', '.join(sorted(EXTENSIONS))}")
-    return FolderImages(good, size, channels, background)
+    left_out.tell()
+    if stacks:
+        warnings.warn(f"{len(stacks)} of {len(found)} files hold several pages, of which only the first is taken, such as {stacks[0]}; "
+                      "save them as .npy for data.stack", PDAEWarning, stacklevel=2)
+    images = FolderImages(good, path, size, channels, background, value_range)
+    images.settle(deep)
+    return images
 
 
-def image_errors() -> tuple[type[BaseException], ...]:
-    from PIL import Image
+def _pages(image) -> int:
+    """Of a TIFF; other formats' further frames are animations and previews."""
+    try:
+        return image.n_frames if image.format == "TIFF" else 1
+    except Exception:  # the table of pages is damaged; the first page may be whole
+        return 1
 
-    return OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError  # what Pillow raises on bad files
+
+def _below(root: Path, closed: list[str]) -> Iterator[Path]:
+    """All files below a folder but hidden ones, by way of links too, if they lead to no folder that holds them. Folders that can't
+    be listed go to `closed`."""
+    def walk(place: Path, within: tuple) -> Iterator[Path]:
+        try:
+            here = os.stat(place)
+            names = sorted(os.listdir(place))
+        except OSError as e:
+            closed.append(f"{place} ({_why(e)})")
+            return
+        if (here.st_dev, here.st_ino) in within:
+            return
+        for name in names:
+            if name.startswith("."):
+                continue
+            if os.path.isdir(place / name):
+                yield from walk(place / name, (*within, (here.st_dev, here.st_ino)))
+            else:
+                yield place / name
+
+    return walk(root, ())

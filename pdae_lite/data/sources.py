@@ -1,15 +1,18 @@
 """Training data by one word, as the command line takes it."""
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from .builtin import shipped_images
-from .files import FolderImages, folder
+from .builtin import Images, shipped_images
+from .files import FolderClasses, folder
 from .lmdb import lmdb as open_lmdb
+from .pixels import Range
+from .stack import stack
 from .torchvision_sets import torchvision_set
 
-SYNTAX = "digits, peeps, FOLDER, classes:FOLDER, lmdb:PATH or torchvision:NAME[:ROOT]"
+SYNTAX = "digits, peeps, FOLDER, classes:FOLDER, stack:FILE, lmdb:PATH or torchvision:NAME[:ROOT]"
 
 
 @dataclass(frozen=True)
@@ -22,36 +25,19 @@ class LMDBConfig:
     crop: tuple[int, int, int, int] | None = None
 
 
-class FolderClasses(Dataset):
-    """(image, label) of a folder with one subfolder for each class. `classes`: their names, sorted; label i is the i-th."""
-
-    def __init__(self, images: FolderImages, root: Path):
-        self.images = images
-        loose = [p for p in images.paths if p.parent == root]
-        if loose:
-            raise ValueError(f"{loose[0]} is in no subfolder; classes:FOLDER wants one for each class")
-        names = [p.relative_to(root).parts[0] for p in images.paths]
-        self.classes = sorted(set(names))
-        self.labels = [self.classes.index(name) for name in names]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int):
-        return self.images[index], self.labels[index]
-
-
 def open_source(name: str, size: int, channels: int, download: bool = False, lmdb: LMDBConfig = LMDBConfig(),
-                split: str = "train") -> Dataset:
+                split: str = "train", value_range: Range | None = None) -> Dataset:
     """The images that `name` stands for, as uint8 [channels, size, size] each.
 
     Args:
         name: "digits" or "peeps", which ship; "torchvision:mnist" (or cifar10, fashion_mnist, celeba), with ":ROOT" for
-            another folder than data/; "lmdb:PATH"; a folder of images; "classes:FOLDER", with a subfolder for each class.
-        size, channels: what the model takes. Folders, LMDBs and CelebA are cropped and resized to it, peeps are shrunk to 32
-            or 16; the others have one shape.
+            another folder than data/; "lmdb:PATH"; a folder of images; "classes:FOLDER", with a subfolder for each class;
+            "stack:FILE", an .npy or .npz file (or its bare name), with ":KEY" for one array of an .npz.
+        size, channels: what the model takes. Folders, stacks, LMDBs and CelebA are cropped and resized to it, peeps are
+            shrunk to 32 or 16; the others have one shape.
         download: let torchvision fetch what isn't there.
         split: "train", or "test" for the images held out, of data that come with such: `has_test`.
+        value_range: of folders, stacks and LMDBs, the values that become black and white: see `data.read_image`.
 
     Raises:
         ValueError: images of another shape.  FileNotFoundError: no such data.  Both: see `data.folder` and its like.
@@ -59,6 +45,8 @@ def open_source(name: str, size: int, channels: int, download: bool = False, lmd
     kind, colon, rest = name.partition(":")
     if download and kind != "torchvision":
         raise ValueError(f"download, but data {name} are nothing to fetch; it is for torchvision:NAME")
+    if value_range is not None and has_test(name):
+        raise ValueError(f"value_range={value_range}, but data {name} hold 8 bits; it is for folders, stacks and LMDBs")
     if name in ("digits", "peeps"):
         images = shipped_images(name, split, size)
     elif kind == "torchvision" and colon:
@@ -68,13 +56,19 @@ def open_source(name: str, size: int, channels: int, download: bool = False, lmd
         except RuntimeError as e:  # what torchvision raises when a download fails or a file is damaged
             raise ValueError(f"data {name}: {e}") from None
     elif kind == "lmdb" and colon:
-        images = open_lmdb(rest, size, resolution=lmdb.resolution, start=lmdb.start, stop=lmdb.stop, channels=channels, crop=lmdb.crop)
-    elif kind == "classes" and colon:
-        images = FolderClasses(_folder(rest, size, channels), Path(rest))
+        return open_lmdb(rest, size, resolution=lmdb.resolution, start=lmdb.start, stop=lmdb.stop, channels=channels,
+                         crop=lmdb.crop, value_range=value_range)
+    elif kind == "stack" and colon or name.lower().endswith((".npy", ".npz")) and not Path(name).is_dir():
+        file = rest if kind == "stack" and colon else name
+        path, key = re.fullmatch(r"(.*?)(?:(?<=\.npz):([^:]+))?", file, re.DOTALL).groups()
+        return stack(path, size, channels, value_range, key)
     else:
-        images = _folder(name, size, channels)
-    first = images[0]
-    shape = tuple((first[0] if isinstance(first, tuple) else first).shape)
+        path = rest if kind == "classes" and colon else name
+        if not Path(path).is_dir():
+            raise FileNotFoundError(f"data {path}: no such folder; want {SYNTAX}")
+        images = folder(path, size, channels, value_range=value_range)
+        return FolderClasses(images) if kind == "classes" and colon else images
+    shape = tuple(images.images.shape[1:]) if isinstance(images, Images) else (images.channels, images.size, images.size)
     if shape != (channels, size, size):
         raise ValueError(f"data {name}: images of {'×'.join(map(str, shape))}, but the model takes {channels}×{size}×{size}")
     return images
@@ -104,9 +98,3 @@ def count_classes(images: Dataset) -> int:
         what = "no labels" if labels is None else f"{labels.shape[1]} labels an image"
         raise ValueError(f"the data have {what}; want one class an image, such as digits or classes:FOLDER")
     return int(labels.max()) + 1
-
-
-def _folder(path: str, size: int, channels: int) -> FolderImages:
-    if not Path(path).is_dir():
-        raise FileNotFoundError(f"data {path}: no such folder; want {SYNTAX}")
-    return folder(path, size, channels)

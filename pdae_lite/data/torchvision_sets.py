@@ -5,7 +5,8 @@ import torch
 from torch.utils.data import Dataset
 
 from .builtin import Images
-from .files import CELEBA64_CROP, ImageFiles
+from .files import CELEBA64_CROP, PictureSet
+from .items import digest
 
 
 def torchvision_set(name: str, split: str = "train", root: str | Path = "data", download: bool = False, size: int = 64) -> Dataset:
@@ -46,13 +47,18 @@ def torchvision_set(name: str, split: str = "train", root: str | Path = "data", 
     return Images(pixels, torch.as_tensor(source.targets).long())
 
 
-class TorchvisionCelebA(ImageFiles):
+class TorchvisionCelebA(PictureSet):
     """torchvision's CelebA, cropped as in the literature. `labels` int64 [N, 40], 0 or 1; `attributes` their names."""
 
     def __init__(self, source, size: int):
-        super().__init__(len(source), size, 3, CELEBA64_CROP, 255)
+        super().__init__(len(source), size, 3, CELEBA64_CROP)
         self.source, self.labels = source, source.attr.long()
         self.attributes = tuple(name for name in source.attr_names if name)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the files' names and the labels."""
+        return digest(*self._facts(), *self.source.filename, self.labels.numpy().tobytes())
 
     def _open(self, i: int):
         return self.source[i][0]

@@ -1,5 +1,6 @@
 """What `doctor` measures: does z matter, is x_T Gaussian noise, does a linear probe find the labels in z."""
 import math
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from .. import counter_rng, sampling
 from ..applications.attributes import FEWEST, LinearProbe, encode_all
 from ..autoencoder import Autoencoder
 from ..data.builtin import to_float
+from ..data.items import readable
 from ..losses import noise_error
 from ..metrics.features import Features
 from ..metrics.gap import principal_components
@@ -136,23 +138,19 @@ def copying(generated: Features, train: Features, held_out: Features) -> Estimat
 # ---- images from anywhere -----------------------------------------------------------------------------------------
 
 
-def images_at(data, places: Tensor) -> Tensor:
-    """Images at some places of a tensor or a data set (of images or of (image, label)): float32 on the CPU, uint8 in
-    [−1, 1]."""
+def pick(data, n: int | None = None, seed: int = 0, labels=None):
+    """n images of a tensor or a data set at random (None: all, in order), passing over what can't be read: float32 on the
+    CPU, uint8 in [−1, 1]; with `labels`, (images, their labels)."""
+    total = len(data)
+    if labels is not None and len(labels) != total:
+        raise ValueError(f"{len(labels)} labels for {total} images; want one each")
+    order = torch.arange(total) if n is None else torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     pixels = getattr(data, "images", data)
     if torch.is_tensor(pixels):
-        return to_float(pixels[places.to(pixels.device)]).cpu()
-    items = (data[int(i)] for i in places)
-    return to_float(torch.stack([item[0] if isinstance(item, (tuple, list)) else item for item in items])).cpu()
-
-
-def pick(data, n: int | None = None, seed: int = 0, labels=None):
-    """n images of `data` at random (None: all, in order), as from `images_at`; with `labels`, (images, their
-    labels)."""
-    total, generator = len(data), torch.Generator().manual_seed(seed)
-    chosen = torch.arange(total) if n is None else torch.randperm(total, generator=generator)[:n]
-    if labels is None:
-        return images_at(data, chosen)
-    if len(labels) != total:
-        raise ValueError(f"{len(labels)} labels for {total} images; want one each")
-    return images_at(data, chosen), torch.as_tensor(labels)[chosen].long().cpu()
+        chosen = order[:n]
+        images = pixels[chosen.to(pixels.device)]
+    else:
+        chosen, images, _ = zip(*islice(readable(data, order), n))
+        chosen, images = torch.tensor(chosen), torch.stack(images)
+    images = to_float(images).cpu()
+    return images if labels is None else (images, torch.as_tensor(labels)[chosen].long().cpu())

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ..checkpoint import Saved, load
 from ..data.builtin import digits, load_arrays, to_float
+from ..data.items import in_batches
 from ..networks.blocks import check_images
 from ..progress import progress_bar
 from .intervals import BLOCK
@@ -169,26 +171,28 @@ def extract(net: FeatureNet, images, layer: str = "class", batch_size: int = 250
     """Features of any number of images, batch by batch, where the network is; float32 on the CPU.
 
     Args:
-        images: uint8 or float in [−1, 1], [N, C, H, W], or a data set of `data` (its labels come along).
+        images: uint8 or float in [−1, 1], [N, C, H, W], or a data set of `data` (its labels come along, and
+            what can't be read is left out).
 
     Raises:
         ValueError: images of another size or range, or NaN in them.
     """
-    pixels = getattr(images, "images", images)
-    if not torch.is_tensor(pixels) or pixels.ndim != 4 or len(pixels) < 1:
-        shape = list(getattr(pixels, "shape", [])) or type(pixels).__name__
+    if not (isinstance(images, Dataset) or torch.is_tensor(images) and images.ndim == 4) or len(images) < 1:
+        shape = list(getattr(images, "shape", [])) or type(images).__name__
         raise ValueError(f"images is {shape}; want [N, C, H, W], N ≥ 1")
-    was_training, device, out = net.training, next(net.parameters()).device, []
+    was_training, device, out, labels = net.training, next(net.parameters()).device, [], []
     net.eval()
     try:
-        for batch in progress_bar(pixels.split(batch_size), show=progress, desc="features"):
+        batches = in_batches(images, batch_size)
+        for _, batch, y in progress_bar(batches, total=-(-len(images) // batch_size), show=progress, desc="features"):
             x = to_float(batch.to(device))
             check_images(x, net.config.in_channels, 1, "images", (-1.0, 1.0))
             out.append(net.features(x, layer).float().cpu())
+            labels += [] if y is None else [y]
     finally:
         net.train(was_training)
-    labels, attributes = getattr(images, "labels", None), getattr(images, "attributes", ())
-    return Features(torch.cat(out), f"{net.config.name} {layer} features", labels, attributes)
+    return Features(torch.cat(out), f"{net.config.name} {layer} features", torch.cat(labels) if labels else None,
+                    tuple(getattr(images, "attributes", ())))
 
 
 def reference(name: str) -> Features:

@@ -1,9 +1,12 @@
 """The parts that networks are made of: time embedding, residual blocks with AdaGN, attention, resampling."""
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..warning import PDAEWarning
 
 
 def timestep_embedding(t: int | Tensor, channels: int, like: Tensor, max_period: float = 10000.0) -> Tensor:
@@ -156,12 +159,36 @@ def check_images(x: Tensor, channels: int, multiple: int, name: str = "images", 
     if x.ndim != 4 or len(x) < 1 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
         raise ValueError(f"{name} has shape {list(x.shape)}; {want}")
     if data_range is not None:
-        low, high = x.amin().item(), x.amax().item()
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"{name} holds NaN or infinite values")
-        slack = 1e-3 * (data_range[1] - data_range[0])
-        if low < data_range[0] - slack or high > data_range[1] + slack:
-            raise ValueError(f"{name} runs from {low:.3g} to {high:.3g}; want values in [{data_range[0]:g}, {data_range[1]:g}]")
+        check_range(x, data_range, name)
+
+
+def check_range(x: Tensor, data_range: tuple[float, float] | None, name: str = "images", finite: bool = True, enough: int = 8) -> None:
+    """The one rule of what data may be, in training, encoding and metrics: uint8, or floats in the model's range.
+
+    Args:
+        data_range: of the model; None: any floats. Values may leave it by 5 % of its width, as a bicubic resize does.
+        finite: NaN and infinite values are refused, too.
+        enough: of so many images on, values in [0, 1] where the range begins below 0 give a `PDAEWarning`: most likely they are images
+            that someone forgot to scale. One image may be that bright.
+
+    Raises:
+        ValueError: another dtype, or values beyond the range.
+    """
+    if x.dtype == torch.uint8:
+        return
+    if not x.is_floating_point():
+        raise ValueError(f"{name} is {str(x.dtype).removeprefix('torch.')}; want uint8 in 0 … 255, or floats")
+    if data_range is None:
+        return
+    low, high = (v.item() for v in torch.stack((x if finite else x.nan_to_num(nan=0, posinf=0, neginf=0)).aminmax()))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} holds NaN or infinite values")
+    slack = 0.05 * (data_range[1] - data_range[0])
+    if low < data_range[0] - slack or high > data_range[1] + slack:
+        raise ValueError(f"{name} runs from {low:.3g} to {high:.3g}; want values in [{data_range[0]:g}, {data_range[1]:g}]")
+    if len(x) >= enough and data_range[0] < 0 <= low < high <= 1:
+        warnings.warn(f"{name} runs from {low:.3g} to {high:.3g}, nothing is negative; the model's range is [{data_range[0]:g}, "
+                      f"{data_range[1]:g}]: if 0 is black, give 2 * {name} - 1", PDAEWarning, stacklevel=3)
 
 
 def check_labels(y: Tensor, num_classes: int | None = None, n: int | None = None) -> None:

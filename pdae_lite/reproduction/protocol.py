@@ -15,7 +15,8 @@ from torch import Tensor
 from .. import counter_rng, metrics, sampling
 from ..applications.latent import LatentDPM
 from ..autoencoder import Autoencoder
-from ..evaluation.checks import images_at
+from ..data.builtin import to_float
+from ..data.items import in_batches
 from ..metrics.features import FeatureNet, Features
 from ..metrics.intervals import Estimate, mean
 from ..pdae import PDAE
@@ -29,7 +30,8 @@ from .published import OFF_LAST, STEPS, TABLE_1_STEPS
 @torch.no_grad()
 def compare(images, count: int, device, rows: Callable, columns: dict[str, Callable], seed: int = 0, batch_size: int = 50,
             partial: Partial | None = None, progress: bool = False, what: str = "rebuilt") -> dict[str, dict[str, Estimate]]:
-    """{row: {column: mean with its 95 % interval}} over the first `count` images of a data set, of (image, label) too.
+    """{row: {column: mean with its 95 % interval}} over the first `count` images of a data set, of (image, label) too; what
+    can't be read is left out.
 
     Args:
         rows: (x_0, x_T) -> {row: images [N, C, H, W] rebuilt from x_0}. x_T is random noise; that of image i depends on
@@ -38,9 +40,12 @@ def compare(images, count: int, device, rows: Callable, columns: dict[str, Calla
         partial: what was measured before a stop; the rest is added.
     """
     partial = Partial(None, {}) if partial is None else partial
-    for start in progress_bar(range(partial.count(), count, batch_size), show=progress, desc=what):
-        index = torch.arange(start, min(start + batch_size, count))
-        x_0 = images_at(images, index).to(device)
+    done = partial.count()
+    for index, x, _ in progress_bar(in_batches(images, batch_size, range(count)), total=-(-count // batch_size), show=progress,
+                                    desc=what):
+        index, x_0, done = index[done:], to_float(x[done:]).to(device), max(done - len(index), 0)
+        if not len(index):
+            continue
         made = rows(x_0, counter_rng.normal(seed, 0, index, tuple(x_0.shape[1:])).to(x_0))
         partial.extend({f"{row}|{c}": f(x_0, x) for row, x in made.items() for c, f in columns.items()})
     found = dict.fromkeys(key.split("|")[0] for key in partial.tensors)
@@ -189,9 +194,9 @@ def small_space(net: FeatureNet) -> FeatureSpace:
 
 @torch.no_grad()
 def real_statistics(space: FeatureSpace, images, device, batch_size: int = 100, progress: bool = False) -> metrics.Statistics:
-    """Mean and covariance of the features of a data set of uint8 images."""
-    batches = progress_bar(torch.arange(len(images)).split(batch_size), show=progress, desc="real images")
-    parts = [space(images_at(images, index).to(device)).cpu() for index in batches]
+    """Mean and covariance of the features of a data set of uint8 images; what can't be read is left out."""
+    batches = progress_bar(in_batches(images, batch_size), total=-(-len(images) // batch_size), show=progress, desc="real images")
+    parts = [space(to_float(x).to(device)).cpu() for _, x, _ in batches]
     return metrics.statistics(Features(torch.cat(parts), space.name))
 
 

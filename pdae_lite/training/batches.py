@@ -6,10 +6,12 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from .. import counter_rng
 from ..data.builtin import to_float
+from ..data.items import LeftOut, Unreadable, item
+from ..networks.blocks import check_range
 
 SHARE_OF_DEVICE = 0.25  # data sets in memory that take less of what is free on the device live there
 
@@ -22,16 +24,19 @@ class Batches:
             (image, label), come through a DataLoader with `config.workers` processes, from pinned memory.
         places: for each micro-batch of a step, the places [n] of this process's samples in the whole batch, on `device`.
         start: the first step that will be asked for.
-        data_range: the model's. Float data outside of it are refused, all at once if they are in memory, otherwise by the
-            first batch: mostly they are images on [0, 1] or 0 … 255 that someone forgot to scale.
+        data_range: the model's, for `check_range`: of all data if they are in memory, otherwise of the first batch.
+
+    An item that can't be read (`data.Unreadable`) is left out. The batch takes the next item of its epoch's order in its place, with
+    the label that belongs to that: an epoch then shows a few items twice, and a step stays a pure function of the files.
     """
 
     def __init__(self, data, config, device: torch.device, places: list[Tensor], start: int = 0,
                  data_range: tuple[float, float] | None = None):
         self.config, self.device, self.places, self.n = config, device, places, len(data)
-        self.data_range = data_range
+        self.data_range, self.checked = data_range, False
         if self.n < 1:
             raise ValueError("data is empty; want at least one image")
+        self.left_out = LeftOut(self.n)
         tensors = getattr(data, "tensors", None)
         self.orders, self.loader = {}, None
         if tensors is not None and _fits(tensors[0], device):
@@ -40,8 +45,8 @@ class Batches:
             self.labels = rest[0] if rest else None
         else:
             places = [p.cpu() for p in places]
-            self.loader = iter(DataLoader(data, batch_sampler=self._chosen_from(start, places), num_workers=config.workers,
-                                          pin_memory=device.type == "cuda", collate_fn=_collate))
+            self.loader = iter(DataLoader(_InOrder(data, config.seed), batch_sampler=self._chosen_from(start, places),
+                                          num_workers=config.workers, pin_memory=device.type == "cuda", collate_fn=_collate))
 
     def get(self, step: int, micro: int) -> tuple[Tensor, Tensor | None]:
         """x_0 float [n, C, H, W] in [−1, 1], and labels or None. Steps and micro-batches are asked for in order."""
@@ -49,7 +54,8 @@ class Batches:
             chosen = self._chosen(step, self.places[micro])
             x, y = self.images[chosen], None if self.labels is None else self.labels[chosen]
         else:
-            x, y = next(self.loader)
+            x, y, unreadable = next(self.loader)
+            self.left_out.add(*unreadable)
             self._check_range(x)
         x = to_float(x.to(self.device, non_blocking=True))
         y = None if y is None else y.to(self.device, non_blocking=True)
@@ -65,13 +71,9 @@ class Batches:
         return x, y
 
     def _check_range(self, x: Tensor) -> None:
-        if self.data_range is not None and x.is_floating_point():
-            low, high = x.nan_to_num().aminmax()  # a NaN is for the training loop to skip and report
-            slack = 0.05 * (self.data_range[1] - self.data_range[0])
-            if low < self.data_range[0] - slack or high > self.data_range[1] + slack:
-                raise ValueError(f"data run from {low:.3g} to {high:.3g}; want uint8, or floats in [{self.data_range[0]:g}, "
-                                 f"{self.data_range[1]:g}]")
-        self.data_range = None  # once is enough
+        if not self.checked:
+            self.checked = True
+            check_range(x, self.data_range, "data", finite=False, enough=1)  # a NaN is for the training loop to skip and report
 
     def _chosen(self, step: int, places: Tensor) -> Tensor:
         """Indices into the data set [n], on the device of `places`; nothing is read from there."""
@@ -81,17 +83,45 @@ class Batches:
         order = torch.cat(list(self.orders.values())) if len(epochs) > 1 else self.orders[epochs[0]]
         return order[places + (first - epochs[0] * self.n)]
 
-    def _chosen_from(self, start: int, places: list[Tensor]) -> Iterator[list[int]]:
+    def _chosen_from(self, start: int, places: list[Tensor]) -> Iterator[list[tuple[int, int]]]:
+        """Of each micro-batch: the items, and their positions in the sequence of all epochs."""
         for step in itertools.count(start):
             for part in places:
-                yield self._chosen(step, part).tolist()
+                yield list(zip(self._chosen(step, part).tolist(), (part + step * self.config.batch_size).tolist()))
 
     def _order(self, epoch: int, device: torch.device) -> Tensor:
         if epoch in self.orders:
             return self.orders[epoch]
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) % 2**63)
-        order = torch.randperm(self.n, generator=generator)
+        order = epoch_order(self.config.seed, epoch, self.n)
         return order.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else order.to(device)
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
+    """The permutation of 0 … n−1 that an epoch goes through."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63))
+
+
+class _InOrder(Dataset):
+    """(image, label, messages of what can't be read) for (item, its position in the sequence of all epochs)."""
+
+    def __init__(self, data, seed: int):
+        self.data, self.seed = data, seed
+
+    def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, object, list[str]]:
+        index, position = at
+        unreadable = []
+        try:
+            return *item(self.data, index), unreadable
+        except Unreadable as e:
+            unreadable.append(str(e))
+        n = len(self.data)
+        order = epoch_order(self.seed, position // n, n).roll(-(position % n))
+        for other in order[1:].tolist():
+            try:
+                return *item(self.data, other), unreadable
+            except Unreadable as e:
+                unreadable.append(str(e))
+        raise ValueError(f"none of the {n} images can be read: {unreadable[0]}")
 
 
 def _fits(x: Tensor, device: torch.device) -> bool:
@@ -100,10 +130,10 @@ def _fits(x: Tensor, device: torch.device) -> bool:
     return x.numel() * x.element_size() < SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]
 
 
-def _collate(items: list) -> tuple[Tensor, Tensor | None]:
-    pairs = [(*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None) for item in items]
-    labels = None if pairs[0][1] is None else torch.stack([torch.as_tensor(p[1]) for p in pairs])
-    return torch.stack([p[0] for p in pairs]), labels
+def _collate(items: list) -> tuple[Tensor, Tensor | None, list[str]]:
+    images, labels, unreadable = zip(*items)
+    y = None if labels[0] is None else torch.stack([torch.as_tensor(label) for label in labels])
+    return torch.stack([torch.as_tensor(x) for x in images]), y, [reason for some in unreadable for reason in some]
 
 
 def affine(x: Tensor, u: Tensor, share: float = 0.5) -> Tensor:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from .. import counter_rng
 from ..checkpoint import check_references, describe, save_model, write_text
+from ..data.items import fingerprint
 from ..progress import progress_bar
 from ..schedule import NoiseSchedule
 from .batches import Batches
@@ -124,7 +125,7 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
         json.dumps(metadata or {})
         check_references(model)
         run = {"model": describe(model), "schedule": schedule.to_config(), "images": len(data), "frozen": frozen_digest(model),
-               "first": first_values(data)}
+               "first": first_values(data), "data": fingerprint(data)}
     state = RunState(trainable, ema, optimizer, Path(out) if out is not None else None, config, accelerator.is_main_process, run)
     step, history, window = state.resume()
     objective = Objective(model, loss or default_loss(model, schedule, config))
@@ -183,6 +184,7 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
 
         if step % config.log_every == 0 or step == config.steps:
             _check_skips(int(skipped), int(worst), step)
+            batches.left_out.tell()
             now = time.perf_counter()
             entry = {"step": step, "images": step * config.batch_size,
                      "loss": float(mean(total)) / max(step - since - int(skipped), 1),

@@ -153,8 +153,10 @@ class RunState:
         if before.get("model") != self.run.get("model"):
             before = before | {"model": _renewed(before.get("model"))}
         for name, value in self.run.items():
+            if name == "data" and "data" not in before:  # a run of an older version, which noted the number of images alone
+                continue
             if not _same(name, before.get(name), value):
-                what = {"frozen": "frozen DPM", "images": "data set", "first": "data set"}.get(name, name)
+                what = {"frozen": "frozen DPM", "images": "data set", "first": "data set", "data": "data set"}.get(name, name)
                 raise TrainingError(f"{path.parent.parent} holds a run with another {what}; choose another --out")
         before = header["config"]
         now = json.loads(json.dumps(asdict(self.config)))

@@ -1,29 +1,21 @@
 """Images of one's own: folders, LMDB in Diff-AE's layout, torchvision's sets."""
 import io
+import os
+import re
 import struct
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from pictures import encoded, half, picture, write_lmdb
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from pdae_lite import data
+from pdae_lite.warning import PDAEWarning
 
 lmdb = pytest.importorskip("lmdb")
-
-
-def picture(height=40, width=60, seed=0):
-    """A smooth random picture: uint8 [H, W, 3]."""
-    small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def encoded(array, format="PNG", **options):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 # ---- folder -----------------------------------------------------------------------------------------------------------
@@ -86,20 +78,44 @@ def test_folder_names_corrupt_files_and_skips_them(tmp_path):
         (tmp_path / f"{i}.png").write_bytes(encoded(picture(seed=i)))
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("hello")
-    with pytest.warns(UserWarning, match=r"2 of 5 files can't be read and are skipped: .*empty\.png.*text\.jpg"):
+    with pytest.warns(PDAEWarning, match=r"2 of 5 images can't be read and are left out: .*empty\.png.*text\.jpg"):
         images = data.folder(tmp_path, 8)
     assert len(images) == 3
 
-    whole = (tmp_path / "1.png").read_bytes()
-    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])  # its header is still good
-    with pytest.warns(UserWarning, match=r"1\.png can't be read .*; skipped"):
-        stand_in = images[1]
-    assert torch.equal(stand_in, images[2])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # said once
-        assert torch.equal(images[1], stand_in) and len(images) == 3
-    with pytest.warns(UserWarning, match=r"3 of 5 files.*1\.png"):
+    half(tmp_path / "1.png")
+    for _ in range(2):
+        with pytest.raises(data.Unreadable, match=r"1\.png .image file is truncated"):
+            images[1]
+    assert len(images) == 3 and torch.equal(images[2], data.read_image(tmp_path / "2.png", 3, 8))
+    with pytest.warns(PDAEWarning, match=r"3 of 5 images .*1\.png"):
         assert len(data.folder(tmp_path, 8, verify=True)) == 2
+
+
+def test_hidden_folders_are_skipped_at_any_depth_and_links_followed(tmp_path):
+    root, elsewhere = tmp_path / ".home" / "photos", tmp_path / "elsewhere"
+    for path in (root / "a" / "1.png", root / "a" / ".ipynb_checkpoints" / "1.png", root / ".trash" / "deep" / "2.png",
+                 root / "a" / "._1.png", elsewhere / "in" / "3.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture()).save(path)
+    (root / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(root)  # round in a circle
+    (root / "a" / "self").symlink_to(root / "a")
+    (root / "4.png").symlink_to(elsewhere / "in" / "3.png")
+    (root / "same").symlink_to(elsewhere / "in")
+    found = [p.relative_to(root).as_posix() for p in data.folder(root, 8).paths]
+    assert found == ["4.png", "a/1.png", "linked/in/3.png", "same/3.png"]
+
+
+def test_what_a_folder_hides_is_told(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
+    with pytest.warns(PDAEWarning, match=r"2 of 3 images .*gone\.png .No such file.*round\.png .Too many levels"):
+        assert len(data.folder(tmp_path, 8)) == 1
+    if os.geteuid():
+        (tmp_path / "shut").mkdir(mode=0)
+        with pytest.warns(PDAEWarning, match=r"shut .Permission denied"):
+            data.folder(tmp_path, 8)
 
 
 def test_folder_refuses_in_one_line(tmp_path):
@@ -126,17 +142,6 @@ def test_training_takes_a_folder(tmp_path):
 # ---- LMDB -------------------------------------------------------------------------------------------------------------
 
 
-def write_lmdb(path, items, length):
-    env = lmdb.open(str(path), map_size=2**26)
-    with env.begin(write=True) as transaction:
-        for key, value in items.items():
-            transaction.put(key.encode(), value)
-        if length is not None:
-            transaction.put(b"length", str(length).encode())
-    env.close()
-    return path
-
-
 @pytest.mark.parametrize("prefix, digits, format", [("256", 5, "JPEG"), ("256", 7, "PNG"), ("None", 7, "JPEG")])
 def test_lmdb_in_the_layouts_of_ffhq_lsun_and_celeba(tmp_path, prefix, digits, format):
     pictures = [picture(32, 32, seed=i) for i in range(4)]
@@ -154,8 +159,7 @@ def test_lmdb_crops_celeba_as_in_the_literature(tmp_path):
     path = write_lmdb(tmp_path / "celeba.lmdb", {"None-0000000": encoded(aligned)}, 1)
     assert np.array_equal(data.lmdb(path, 128, crop=data.CELEBA64_CROP)[0].permute(1, 2, 0), aligned[57:57 + 128, 25:25 + 128])
     assert data.lmdb(path, 64, crop=data.CELEBA64_CROP)[0].shape == (3, 64, 64)
-    with pytest.warns(UserWarning, match="None-0000000 can't be read .218×178 pixels, too small for the crop"), \
-            pytest.raises(ValueError, match="none of the 1 images"):
+    with pytest.raises(data.Unreadable, match="None-0000000 .218×178 pixels, too small for the crop"):
         data.lmdb(path, 64, crop=(100, 25, 128, 128))[0]
 
 
@@ -173,10 +177,33 @@ def test_lmdb_ranges_resolutions_and_gaps(tmp_path):
     assert np.array_equal(train[0].permute(1, 2, 0), picture(8, 8, seed=642))
     with pytest.raises(ValueError, match="start=5, stop=None; want a range within 0 to 5"):
         data.lmdb(path, 8, resolution=64, start=5)
-    broken = data.lmdb(path, 8, resolution=128)
-    with pytest.warns(UserWarning) as said:
-        assert torch.equal(broken[3], broken[0])
-    assert "128-00003 can't be read" in str(said[0].message) and "128-00004 can't be read (no such key)" in str(said[1].message)
+    with pytest.warns(PDAEWarning, match=r"ffhq\.lmdb: 4 images; its 'length' says 5"):
+        broken = data.lmdb(path, 8, resolution=128)
+    assert len(broken) == 4
+    with pytest.raises(data.Unreadable, match="128-00003 .not an image"):
+        broken[3]
+
+
+@pytest.mark.parametrize("numbers, length, says", [
+    (range(4), 9, "4 images; its 'length' says 9"), (range(1, 5), 4, "4 images, numbered from 1; its 'length' says 4"),
+    ((0, 1, 4, 5), 6, "4 images, without 8-00002, 8-00003; its 'length' says 6"), (range(6), 4, "6 images; its 'length' says 4"),
+    ((0, 99_999, 100_000), 3, "3 images, without 8-00001, .* and others"), (range(4), 4, None)])
+def test_an_lmdb_holds_the_images_that_its_keys_say(tmp_path, numbers, length, says):
+    shown = {i: picture(8, 8, seed=i) for i in numbers}
+    path = write_lmdb(tmp_path / "x.lmdb", {f"8-{i:05d}": encoded(p) for i, p in shown.items()}, length)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        images = data.lmdb(path, 8)
+    assert len(said) == (says is not None) and all(w.category is PDAEWarning for w in said)
+    if says:
+        assert re.search(says, str(said[0].message))
+    assert len(images) == len(shown)
+    for image, expected in zip(images, shown.values()):
+        assert np.array_equal(image.permute(1, 2, 0), expected)
+    half_way = sorted(numbers)[2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert [len(data.lmdb(path, 8, stop=half_way)), len(data.lmdb(path, 8, start=half_way))] == [2, len(shown) - 2]
 
 
 def test_lmdb_refuses_other_layouts(tmp_path):

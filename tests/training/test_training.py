@@ -98,7 +98,9 @@ def test_a_loader_for_a_gpu_has_pinned_memory_and_workers(monkeypatch):
     monkeypatch.setattr(batches, "DataLoader", lambda data, **options: given.update(options) or [])
     batches.Batches(Items(data().tensors), TrainConfig(batch_size=8, workers=3), torch.device("cuda"), [torch.arange(8)])
     assert given["pin_memory"] and given["num_workers"] == 3
-    first = [next(given["batch_sampler"]) for _ in range(5)]
+    asked = [next(given["batch_sampler"]) for _ in range(5)]
+    assert [position for b in asked for _, position in b] == list(range(40))
+    first = [[i for i, _ in b] for b in asked]
     assert [len(b) for b in first] == [8] * 5 and sorted(sum(first, [])) == sorted(2 * list(range(20)))  # two epochs of 20
     assert sorted(sum(first, [])[:20]) == list(range(20))
 
