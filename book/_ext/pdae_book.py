@@ -11,7 +11,8 @@ from docutils import nodes
 from sphinx import addnodes
 
 GLOSSARY, API = "notation", "api"
-UNLINKED = {GLOSSARY, API, "equations", "results", "claims", "timings", "bibliography"}  # pages where no term is linked
+UNLINKED = {GLOSSARY, API, "equations", "results", "claims", "timings", "models", "families", "benchmarks", "commands", "files", "verdict",
+            "bibliography"}  # pages where no term is linked
 MARKED_ONLY = {"fill", "frozen", "head"}  # everyday words: a term only where they are set in bold or italics
 AUTOENCODER = "pdae_lite.autoencoder.Autoencoder"
 INSTANCES = {"schedule": ("pdae_lite.schedule.NoiseSchedule",), "pdae": ("pdae_lite.pdae.PDAE", AUTOENCODER), "model": (AUTOENCODER,)}

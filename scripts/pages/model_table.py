@@ -1,4 +1,4 @@
-"""Write the table of the models that ship into README.md, from their cards' JSON files: no figure in it is typed by hand.
+"""Write the table of the models that ship into book/models.md, from their cards' JSON files: no figure in it is typed by hand.
 
     python scripts/pages/model_table.py            # a test tells when it has to be run again
 """
@@ -59,16 +59,16 @@ def table() -> str:
         size = (ASSETS / f"{name}_{kind}.safetensors").stat().st_size / 1e6
         what = WHAT[kind].format(z_dim=o.get("z_dim"), shape="×".join(map(str, o.get("images", ()))))
         rows.append(f"| `{call}` | {what} | {size:.1f} MB | {seen(o, kind)} | {quality(o, kind)} | "
-                    f"[{name}_{kind}.md](pdae_lite/assets/{name}_{kind}.md) |")
+                    f"`{name}_{kind}.md` |")
     return "\n".join(rows)
 
 
 def renewed(text: str) -> str:
-    """README.md with the table as it should be."""
+    """The page with the table as it should be."""
     before, rest = text.split(START)
     return f"{before}{START}\n{table()}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    write_text(readme, renewed(readme.read_text(encoding="utf-8")))
+    page = ROOT / "book" / "models.md"
+    write_text(page, renewed(page.read_text(encoding="utf-8")))

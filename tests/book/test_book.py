@@ -138,6 +138,27 @@ def test_every_module_is_in_the_api_reference():
     assert set(re.findall(r"automodule:: ([\w.]+)", text)) == {".".join(f.parts) for f in files}
 
 
+def test_readme_is_one_screen_whose_links_and_names_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text) < 9000 and len(text.splitlines()) < 120
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert next(link for link in links if link.endswith(".py")) == "examples/minimal.py" and len(links) > 8
+    assert not [link for link in links if not (ROOT / link).exists()]
+    calls = re.findall(r"\b(interop|data|sampling)\.(\w+)\(", text)
+    assert ("interop", "from_diffusers") in calls
+    for module, name in calls:
+        assert callable(getattr(getattr(pdae_lite, module), name)), f"{module}.{name}"
+
+
+def test_the_ten_lines_of_the_readme_run():
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    told = {}
+    exec(code.replace("slice(8)", "slice(1)"), told)
+    x_0, rebuilt = told["x_0"], told["rebuilt"]
+    assert told["z"].shape == (1, 32) and not told["z"].requires_grad
+    assert (rebuilt - x_0).square().mean() < 1e-3 < (told["images"] - x_0).square().mean()
+
+
 def test_docstrings_become_rest():
     text = "a `b c`s and *d*, e_ or x_T, `one\ntwo`\n\n    example(*args)\n\nmore |x|"
     lines = [text]

@@ -1,4 +1,4 @@
-"""The families of models that can be the frozen DPM, and what holds for each: the table in README is checked here.
+"""The families of models that can be the frozen DPM, and what holds for each: the table in book/families.md is checked here.
 
 `python tests/test_families.py` prints the table as it was found.
 """
@@ -24,7 +24,7 @@ from pdae_lite.networks.encoder import EncoderConfig, LabelEncoder
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "book" / "families.md"
 T_BATCH = torch.tensor([1, 50])
 TOLERANCE = 1e-4
 
@@ -293,12 +293,12 @@ def table():
                     for family in FAMILIES]
 
 
-def test_readme_has_the_table():
+def test_the_book_has_the_table():
     """Every cell was checked in this run, or is now."""
     assert set(CONFIGURATIONS) == set(NAMES)
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     for line in table():
-        assert line in text.splitlines(), f"README lacks {line}; python tests/test_families.py prints the whole table"
+        assert line in text.splitlines(), f"{PAGE} lacks {line}; python tests/interop/test_families.py prints the whole table"
 
 
 if __name__ == "__main__":
