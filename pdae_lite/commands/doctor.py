@@ -7,7 +7,7 @@ from ..data import sources
 from ..evaluation.doctor import examine
 from ..interop.references import image_shape
 from .output import place, write_json
-from .settings import UsageError
+from .settings import SEED, UsageError, number
 
 HELD_OUT = """images that the model wasn't trained on, as for `pdae train`; of digits, peeps and torchvision sets the
 test images (default: the data that it was trained on)"""
@@ -22,9 +22,9 @@ def add_doctor(parser) -> None:
     add("--data", metavar="DATA", help=HELD_OUT)
     add("--train", metavar="DATA", help="training images, to look for overfitting and copies; those sets bring theirs")
     add("--labels", action="store_true", help="train linear probes on z for the labels that the data come with")
-    add("--images", type=int, default=100, metavar="N", help="images to measure on", dest="count")
+    add("--images", type=number(int, 1), default=100, metavar="N", help="images to measure on", dest="count")
     add("--checks", metavar="NAME,NAME", help="only these checks, such as fill,z")
-    add("--seed", type=int, default=0, metavar="S", help="seed of the choice of images and of noise")
+    add("--seed", type=SEED, default=0, metavar="S", help="seed of the choice of images and of noise")
     add("--json", metavar="FILE", help="also write all numbers there")
     parser.set_defaults(run=_doctor)
 

@@ -17,12 +17,11 @@ from ..reproduction import protocol, published, released_files
 from ..storage import file_digest
 from .doctor import HELD_OUT, trained_on
 from .output import place, shown, table, write_json
-from .settings import UsageError, whole_numbers
+from .settings import SEED, UsageError, number, whole_numbers
 from .tables import small_table
 
 SETS = tuple(published.TABLE_2)
 QUICK = {"count": 4, "samples": 20, "steps": "2", "long_inversion": 4}
-LEAST = {"batch_size": 1, "count": 2, "samples": 20}
 PAPER_ONLY = ("released", "set", "long_inversion", "inception")
 TABLE_ONLY = ("samples", "lpips", "latent", "dtype")
 
@@ -37,30 +36,31 @@ def add_evaluate(parser) -> None:
     add("--model", metavar="MODEL", help=MODEL)
     add("--data", metavar="DATA", help=f"""{HELD_OUT}. With --protocol paper: an LMDB in Diff-AE's layout, or a folder
         with LMDBs named celebahq, ffhq, horse, bedroom, celeba64""")
-    add("--count", type=int, metavar="N", help="""images to rebuild, and real images of Table 2 (default: 1000; with
-        --table 50; with --protocol paper all)""")
+    add("--count", type=number(int, 2), metavar="N", help="""images to rebuild, and real images of Table 2 (default:
+        1000; with --table 50; with --protocol paper all)""")
     add("--steps", metavar="T,T", help="sampling steps (default: 100; Table 2: 10,20,50,100)")
-    add("--seed", type=int, default=0, metavar="S", help="seed of all noise")
-    add("--batch-size", type=int, default=50, metavar="N", help="images at a time")
+    add("--seed", type=SEED, default=0, metavar="S", help="seed of all noise")
+    add("--batch-size", type=number(int, 1), default=50, metavar="N", help="images at a time")
     add("--device", metavar="D", help="where to compute, such as cuda or cpu (default: the accelerator, if any)")
     add("--json", metavar="FILE", help="""also write everything there, as it grows; with --table the same command goes
         on where it was stopped""")
     add("--quick", action="store_true", help="try the command, with few images and steps: its numbers mean nothing")
     add = parser.add_argument_group("the paper's tables").add_argument
     add("--table", type=int, choices=(1, 2, 3), help="only this one (default with --protocol paper: 1 and 2)")
-    add("--samples", type=int, metavar="N", help="""samples for Table 2, and codes in each pool of Table 3 (default:
-        1000, 10000; with --protocol paper 50000)""")
+    add("--samples", type=number(int, 20), metavar="N", help="""samples for Table 2, and codes in each pool of Table 3
+        (default: 1000, 10000; with --protocol paper 50000)""")
     add("--lpips", action="store_true", help="""measure LPIPS in Table 1; fetches AlexNet (233 MB) unless it is in
         torch's cache. Otherwise a distance in the features of a small network that ships, which is no LPIPS""")
     add("--latent", metavar="FILE", help="the latent DPM of --model FILE, for Tables 2 and 3 in small")
+    add("--force", action="store_true", help="use it even if it is of another model's codes")
     add("--dtype", choices=("float32", "bf16"), help="""precision of the networks for Tables 2 and 3 in small; bf16 is
         checked against float32 on 100 samples (default: float32)""")
     add = parser.add_argument_group("the paper's own protocol").add_argument
     add("--protocol", choices=("paper",), help="the paper's grid of t, clamps, steps and metrics")
     add("--released", metavar="DIR", help="folder with the authors' files; see below")
     add("--set", metavar="NAME", help=f"for Table 2: only this model, {', '.join(SETS)} (default: all in DIR)")
-    add("--long-inversion", type=int, metavar="T", help="""Table 1 has one more row, x_T inferred in T steps, as the
-        release's README reports it (default: 1000; 0: no)""")
+    add("--long-inversion", type=number(int, 0), metavar="T", help="""Table 1 has one more row, x_T inferred in T steps,
+        as the release's README reports it (default: 1000; 0: no)""")
     add("--inception", metavar="FILE", help="""measure FID, with this TorchScript of Inception (StyleGAN2-ADA's
         inception-2015-12-05.pt). Otherwise Table 2 has a Fréchet distance in the features of a small network that
         ships, which is no FID""")
@@ -79,7 +79,12 @@ def _evaluate(args) -> None:
             "versions": {"pdae_lite": __version__, "python": platform.python_version(), **versions},
             "device": where, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     if args.table is not None and args.protocol is None:
-        print(small_table(args, device, report))
+        try:
+            print(small_table(args, device, report))
+        except KeyboardInterrupt as e:
+            kept = args.json and any(Path(f"{args.json}{end}").exists() for end in ("", ".part"))
+            e.args = ("the same command goes on where it was stopped",) if kept else ()
+            raise
         return
     for text in (_plain if args.protocol is None else _paper)(args, device, report):  # what is there is written at once
         if args.json:
@@ -88,10 +93,6 @@ def _evaluate(args) -> None:
 
 
 def _check(args) -> None:
-    for name, least in LEAST.items():
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} {value}; want at least {least}")
     if args.json:
         place(args, args.json, option="--json")
     if args.protocol is not None:
@@ -155,12 +156,12 @@ def _paper(args, device, report: dict):
         raise UsageError(f"--data {args.data} is one LMDB, but Table 2 is of {', '.join(names[2])}; name the one that "
                          f"it belongs to by --set, or give a folder with LMDBs named {', '.join(lmdbs)}")
     report |= {"files": {}, "notes": []}
-    for number, measure in ((1, _table_1), (2, _table_2)):
-        for name in names[number] if args.table in (None, number) else ():
+    for n, measure in ((1, _table_1), (2, _table_2)):
+        for name in names[n] if args.table in (None, n) else ():
             files = found.get(name)
-            if files is None or number == 2 and not files.has_latent:
+            if files is None or n == 2 and not files.has_latent:
                 what = name if files is None else f"latent DPM of {name} with the statistics of its codes"
-                report["notes"].append(f"Table {number} is left out, as {args.released} holds no {what}")
+                report["notes"].append(f"Table {n} is left out, as {args.released} holds no {what}")
                 continue
             report["files"] |= {str(p): file_digest(p) for p in files.paths()}
             yield from measure(args, device, files, files.load().to(device), report)

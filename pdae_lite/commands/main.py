@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line, and whose help says every default."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` says more\n")
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}; `{self.prog} --help` says more\n")
 
 
 class Formatter(argparse.HelpFormatter):
@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
             _run(name, words)
             sys.stdout.flush()  # now, while what goes wrong can be said
             return 0
+        except SystemExit as e:  # after --help, or a complaint of the parser
+            return e.code
         except KeyboardInterrupt as e:
             print(f"\n{who}: stopped{f'; {e}' if str(e) else ''}", file=sys.stderr)
             return 143 if isinstance(e, Terminated) else 130

@@ -1,6 +1,7 @@
 """What commands write: tables on the screen, pictures, JSON; each place is looked at before the work begins."""
 import json
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -8,9 +9,10 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from .. import __version__
-from ..checkpoint import model_file
+from ..checkpoint import model_file, shipped, shipped_file
 from ..data import to_uint8
-from ..storage import atomic_path, write_text
+from ..storage import atomic_path, file_digest, write_text
+from ..warning import PDAEWarning
 from .settings import UsageError
 
 OURS = ({"command", "versions"}, {"attributes", "model"}, {"findings", "file"})  # what JSON of a command has
@@ -51,8 +53,8 @@ def place(args, path: str | Path, ending: str = "", option: str = "--out") -> Pa
     path = Path(path)
     if ending and path.suffix.lower() != ending:
         raise UsageError(f"{option} {path}; want a file name that ends in {ending}")
-    if path.is_dir():
-        raise UsageError(f"{option} {path} is a folder; want a file")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {path} is a {'folder' if path.is_dir() else 'device'}; want a file")
     if any(path.exists() and path.samefile(given) for given in _inputs(args)):
         raise UsageError(f"{option} {path} would overwrite what the command reads; choose another name")
     if path.is_file() and (option == "--json" or path.suffix == ".json") and not _ours(path):
@@ -66,9 +68,11 @@ def place(args, path: str | Path, ending: str = "", option: str = "--out") -> Pa
 
 
 def place_with_record(args, path: str, ending: str) -> Path:
-    """The same for a file with a .json beside it."""
+    """The same for a file with a .json beside it, without which a model file isn't overwritten."""
     path = place(args, path, ending)
-    place(args, path.with_suffix(".json"))
+    record = place(args, path.with_suffix(".json"))
+    if ending == ".safetensors" and path.exists() and not record.exists():
+        raise UsageError(f"--out: {path} exists, and {args.command} didn't write it; choose another name")
     return path
 
 
@@ -84,9 +88,30 @@ def _inputs(args):
 def _ours(path: Path) -> bool:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
+    if isinstance(content, list):  # the history of a run
+        return all(isinstance(entry, dict) and "step" in entry for entry in content)
     return isinstance(content, dict) and any(keys <= content.keys() for keys in OURS)
+
+
+def check_partner(args, kind: str, file: Path, metadata: dict) -> None:
+    """That a latent DPM or a probe is for the codes of args.model, by the SHA-256 in its file. What ships together is.
+
+    Raises:
+        UsageError: it is for those of another model, and --force wasn't given.
+    """
+    if (args.model, kind) in shipped() and file == shipped_file(args.model, kind):
+        return
+    own, made_for = file_digest(model_file(args.model)), metadata.get("model_sha256")
+    for key in ("model", "codes"):  # of probes: by the command, and those that ship
+        if isinstance(metadata.get(key), dict):
+            made_for = made_for or metadata[key].get("sha256")
+    if made_for is None:
+        warnings.warn(f"{file} doesn't say which model's codes it is for; {args.model}'s are assumed", PDAEWarning)
+    elif made_for != own and not args.force:
+        raise UsageError(f"{file} is for the codes of another model than {args.model} (SHA-256 {str(made_for)[:12]}…, "
+                         f"not {own[:12]}…); train another {kind}, or add --force")
 
 
 # ---- files --------------------------------------------------------------------------------------------------------

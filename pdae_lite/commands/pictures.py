@@ -13,10 +13,11 @@ from ..checkpoint import best_device, load_model, model_file, shipped, shipped_f
 from ..data import sources
 from ..interop.references import DPM, MODEL, fingerprint, image_shape, kind_of, load_dpm
 from ..sampling import ddim, slerp
-from .output import pixels, place, place_with_record, write_grid, write_json, write_png, write_record
-from .settings import UsageError
+from .output import check_partner, pixels, place, place_with_record, write_grid, write_json, write_png, write_record
+from .settings import SEED, UsageError, number
 
 AT_ONCE = 64  # images that go through a network together
+MOST = 1_000_000  # images of a command
 SCALES = (-0.3, -0.15, 0.0, 0.15, 0.3)
 
 
@@ -34,7 +35,7 @@ def add_interpolate(parser) -> None:
         PNG is a strip from the first to the second, both rebuilt."""
     _takes_images(parser, 2)
     _makes_picture(parser, _interpolate)
-    parser.add_argument("-n", type=int, default=9, metavar="N", help="images in the strip, the two ends among them")
+    parser.add_argument("-n", type=number(int, 2, MOST), default=9, metavar="N", help="images, the two ends among them")
 
 
 def add_edit(parser) -> None:
@@ -48,9 +49,10 @@ def add_edit(parser) -> None:
     add("--attribute", required=True, metavar="NAME", help="a name that the probe knows; another lists them")
     add("--probe", metavar="FILE", help="""a file of `pdae probe`, or the name of a shipped model (default: the one that
         ships with the model)""")
-    add("--scale", type=float, nargs="+", default=SCALES, metavar="S", help=f"""steps along the direction, in units of a
-        code's length; the paper uses 0.1 to 0.3 (default: {' '.join(f'{s:g}' for s in SCALES)})""")
+    add("--scale", type=number(float), nargs="+", default=SCALES, metavar="S", help=f"""steps along the direction, in
+        units of a code's length; the paper uses 0.1 to 0.3 (default: {' '.join(f'{s:g}' for s in SCALES)})""")
     add("--keep", action="append", default=[], metavar="NAME", help="an attribute to leave alone; may be repeated")
+    add("--force", action="store_true", help="use the probe even if it is of another model's codes")
 
 
 def add_sample(parser) -> None:
@@ -60,9 +62,10 @@ def add_sample(parser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="MODEL", help=f"{MODEL}, of a PDAE, a Diff-AE or a DPM; or {DPM}")
     add("--latent", metavar="FILE", help="a file of `pdae latent` (default: the one that ships with the model)")
+    add("--force", action="store_true", help="use the latent DPM even if it is of another model's codes")
     add("--plain", action="store_true", help="of a PDAE, only the DPM inside it")
-    add("-n", type=int, default=16, metavar="N", help="how many")
-    add("--off-last", type=float, metavar="P",
+    add("-n", type=number(int, 1, MOST), default=16, metavar="N", help="how many")
+    add("--off-last", type=number(float, 0, 1), metavar="P",
         help="share of the steps, the last ones, that a PDAE leaves to its DPM alone (default: 0.3)")
     add("--each", metavar="DIR", help="also write every image by itself into this folder")
     _makes_picture(parser, _sample)
@@ -75,8 +78,8 @@ def add_probe(parser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="MODEL", help=MODEL)
     add("--data", required=True, metavar="DATA", help="labelled: digits, peeps, classes:FOLDER or torchvision:NAME")
-    add("--l2", type=float, help="""penalty on the weights; 10 gives the directions that edit best, the difference of
-        the means (default: by cross-validation, which predicts best)""")
+    add("--l2", type=number(float, 0), help="""penalty on the weights; 10 gives the directions that edit best, the
+        difference of the means (default: by cross-validation, which predicts best)""")
     add("--out", required=True, metavar="FILE", help="where to write the probes (.safetensors)")
     parser.set_defaults(run=_probe)
 
@@ -91,8 +94,8 @@ def _takes_images(parser, count) -> None:
 def _makes_picture(parser, run) -> None:
     add = parser.add_argument
     add("--out", default=f"{parser.prog.split()[-1]}.png", metavar="PNG", help="the picture; a .json goes beside it")
-    add("--steps", type=int, default=100, metavar="N", help="sampling steps")
-    add("--seed", type=int, default=0, metavar="S", help="seed of all noise")
+    add("--steps", type=number(int, 1), default=100, metavar="N", help="sampling steps")
+    add("--seed", type=SEED, default=0, metavar="S", help="seed of all noise")
     parser.set_defaults(run=run)
 
 
@@ -113,8 +116,6 @@ def _reconstruct(args) -> None:
 
 
 def _interpolate(args) -> None:
-    if args.n < 2:
-        raise UsageError(f"-n {args.n}; want at least 2, the two ends")
     out, model, images, z = _encoded(args)
     x_T = _invert(model, images, z, args)
     weight = torch.linspace(0, 1, args.n, device=z.device)
@@ -137,6 +138,7 @@ def _edit(args) -> None:
     if probe.z_dim != model.z_dim:
         raise UsageError(f"{probe_file}: a probe of codes with z_dim={probe.z_dim}, but {args.model} has "
                          f"z_dim={model.z_dim}; fit one by `pdae probe`")
+    check_partner(args, "probe", probe_file, probe.metadata)
     probe.to(z.device)
     x_T = _invert(model, images, z, args)
     columns, rows = [images], [[] for _ in images]
@@ -162,8 +164,6 @@ def _sample(args) -> None:
     out = place_with_record(args, args.out, ".png")
     if args.each:
         place(args, Path(args.each) / "000000.png", option="--each")
-    if args.n < 1:
-        raise UsageError(f"-n {args.n}; want at least 1")
     model = None if kind_of(args.model) else load_model(model_file(args.model))
     if args.plain or not isinstance(model, Autoencoder):
         if args.latent or args.off_last is not None:
@@ -262,6 +262,7 @@ def _sample_plain(args):
 def _sample_with_codes(args, model):
     path = _partner(args, "latent", args.latent, "train one by `pdae latent`, or add --plain for a PDAE's DPM")
     latent, device = LatentDPM.load(path), best_device()
+    check_partner(args, "latent", path, latent.metadata)
     images = sample_images(model.to(device), latent.to(device), args.n, args.steps, off_last=args.off_last,
                            generator=_generator(args), batch_size=AT_ONCE, progress=True)
     return images, {"model": fingerprint(args.model), "latent": fingerprint(str(path))}

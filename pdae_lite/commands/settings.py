@@ -1,4 +1,5 @@
 """Settings by name: `unet.channel_mult=1,2,2` changes a field of a frozen dataclass, read by the field's type."""
+import argparse
 import difflib
 import math
 import types
@@ -9,6 +10,26 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 class UsageError(ValueError):
     """Something on the command line is wrong; the message is the one line that the user sees."""
+
+
+def number(kind: type = int, low: float = -math.inf, high: float = math.inf):
+    """For argparse: a whole number (int) or a finite number (float) from `low` to `high`."""
+    ends = f", {low} to {high}" if math.isfinite(high) else f", {low} or more" if math.isfinite(low) else ""
+    want = f"want {'a whole number' if kind is int else 'a number'}{ends}"
+
+    def read(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text}; {want}") from None
+        if not (low <= value <= high and value - value == 0):
+            raise argparse.ArgumentTypeError(f"{text}; {want}")
+        return value
+
+    return read
+
+
+SEED = number(int, 0, 2**63 - 1)
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
@@ -104,9 +125,10 @@ def _read(text: str, kind) -> Any:
         if text.lower() not in words:
             raise ValueError
         return words[text.lower()]
-    if kind is float and not math.isfinite(float(text)):
+    value = kind(text)
+    if kind is not str and not abs(value) < 2**63:  # NaN is no less
         raise ValueError
-    return kind(text)
+    return value
 
 
 def _wanted(kind) -> str:

@@ -4,7 +4,7 @@ import torch
 from ..reproduction import published, small
 from ..reproduction.partial import Kept
 from ..reproduction.subject import Subject
-from .output import shown, table
+from .output import check_partner, shown, table
 from .settings import UsageError, whole_numbers
 
 NOT_FID = "Note: neither is in Inception's features, so neither can be compared with the paper's FID"
@@ -24,6 +24,8 @@ def small_table(args, device, made: dict) -> str:
     default = published.STEPS if args.table == 2 else [published.TABLE_1_STEPS]
     steps = whole_numbers("--steps", args.steps or ",".join(map(str, default)))
     s = Subject.open(args.model, args.latent, args.data, device)
+    if args.latent:
+        check_partner(args, "latent", args.latent, (s.latent or s.diffae_latent).metadata)
     kept = Kept(args.json, {"table": args.table, "model": args.model, "data": s.data, "sha256_of_weights": s.digests(),
                             "seed": args.seed, "dtype": args.dtype or "float32"}, made)
     if args.table == 1:

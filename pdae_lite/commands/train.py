@@ -9,23 +9,25 @@ import torch
 
 from ..applications.latent import latent_codes
 from ..autoencoder import load_autoencoder
-from ..checkpoint import best_device
+from ..checkpoint import best_device, model_file
 from ..data import sources
 from ..interop.references import DPM, fingerprint, image_shape, kind_of, load_dpm
 from ..networks.encoder import SemanticEncoder
 from ..pdae import PDAE
 from ..presets import PRESETS, STAGES
+from ..storage import file_digest
 from ..training.loop import join_processes, train
 from ..training.warm import warm_encoder
 from .output import place
-from .settings import UsageError, override
+from .settings import SEED, UsageError, number, override
 
 DATA = """training data: digits or peeps, which ship; FOLDER, every image below it; classes:FOLDER, the same with a
 subfolder for each class; lmdb:PATH, in Diff-AE's layout; torchvision:NAME[:ROOT], mnist, fashion_mnist, cifar10 or
 celeba in the folder ROOT (default: data)"""
-FLAGS = {"steps": (int, "optimizer steps"), "batch_size": (int, "images a step"), "lr": (float, "learning rate"),
-         "save_every": (int, "steps between checkpoints"), "log_every": (int, "steps between log entries"),
-         "seed": (int, "seed of weights, data order and noise"),
+COUNT = number(int, 1, 10**9)
+FLAGS = {"steps": (COUNT, "optimizer steps"), "batch_size": (COUNT, "images a step"),
+         "lr": (number(float, 0), "learning rate"), "save_every": (COUNT, "steps between checkpoints"),
+         "log_every": (COUNT, "steps between log entries"), "seed": (SEED, "seed of weights, data order and noise"),
          "weight": (str, "loss weighting: pdae, simple, vlb, p2, min_snr or v"),
          "precision": (("no", "bf16"), "autocast to bf16, or not"), "tensorboard": (bool, "also log for TensorBoard"),
          "compile": (bool, "torch.compile the training step, or don't")}
@@ -46,7 +48,7 @@ def add_train(parser) -> None:
     parser.add_argument("--dpm", metavar="DPM", help=f"for pdae: {DPM}")
     parser.add_argument("--dpm-by", choices=("value", "reference"), default="value",
                         help="for hf: what the PDAE's file holds of its DPM: the weights, or where they are")
-    parser.add_argument("--warm-encoder", type=int, metavar="IMAGES",
+    parser.add_argument("--warm-encoder", type=COUNT, metavar="IMAGES",
                         help="for pdae, diffae: first train the encoder for so many images in a plain autoencoder")
     _options(parser, _train, labels=True)
 
@@ -67,8 +69,8 @@ def _options(parser, run, labels: bool = False) -> None:
     add("--out", required=True, metavar="DIR", help="folder for model.safetensors (EMA weights) and checkpoints")
     add("--preset", metavar="NAME", help="""networks and settings; `pdae presets` lists them (default: the one that the
         given model was trained with, or else the data set's)""")
-    add("--size", type=int, metavar="S", help=f"""side of the images in pixels (default: the preset's); without a
-        preset, the networks of {WITHOUT_PRESET} for that side""")
+    add("--size", type=number(int, 1, 8192), metavar="S", help=f"""side of the images in pixels (default: the preset's);
+        without a preset, the networks of {WITHOUT_PRESET} for that side""")
     for name, (kind, what) in FLAGS.items():
         how = {"action": BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": name[0].upper()}
         how = {"choices": kind} if isinstance(kind, tuple) else how
@@ -160,17 +162,26 @@ def _latent(args) -> None:
     data, config = _data(args, preset, size, channels), preset.train_latent
     codes, stats = latent_codes(model.to(best_device()), data, flip=config.flip, progress=True)
     torch.manual_seed(config.seed)
-    _run(preset.latent(preset.mlp.z_dim, stats), codes, replace(config, flip=False), args, {"model": args.model})
+    _run(preset.latent(preset.mlp.z_dim, stats), codes, replace(config, flip=False), args,
+         {"model": args.model, "model_sha256": file_digest(model_file(args.model))})
 
 
 def _begin(args) -> None:
-    place(args, Path(args.out) / "model.safetensors")
+    for name in ("model.safetensors", "history.json"):
+        place(args, Path(args.out) / name)
+        if Path(args.out, name).exists() and not Path(args.out, "checkpoints").is_dir():
+            raise UsageError(f"--out {args.out} holds a {name}, and no run that could go on; choose another folder")
     join_processes()
 
 
 def _run(model, data, config, args, facts: dict | None = None, **options) -> None:
     facts = {"data": args.data, "preset": args.preset} | (facts or {})
-    result = train(model, data, config, out=args.out, metadata=facts, **options)
+    try:
+        result = train(model, data, config, out=args.out, metadata=facts, **options)
+    except KeyboardInterrupt as e:
+        saved = sorted(Path(args.out, "checkpoints").glob("step_*.safetensors"))
+        e.args = (f"the same command goes on from step {int(saved[-1].stem[5:])}" if saved else "nothing was saved",)
+        raise
     last = {"step": 0, "images": 0, "loss": float("nan")} | (result.history[-1] if result.history else {})
     if os.environ.get("RANK", "0") == "0":  # one line, however many processes
         print(f"{result.path}: {last['step']} steps, {last['images']} images, loss {last['loss']:.5f}")

@@ -1,6 +1,7 @@
 """The images of a training step, as a pure function of (seed, step): order, flips and augmentation."""
 import itertools
 import math
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -46,7 +47,8 @@ class Batches:
         else:
             places = [p.cpu() for p in places]
             self.loader = iter(DataLoader(_InOrder(data, config.seed), batch_sampler=self._chosen_from(start, places),
-                                          num_workers=config.workers, pin_memory=device.type == "cuda", collate_fn=_collate))
+                                          num_workers=config.workers, pin_memory=device.type == "cuda", collate_fn=_collate,
+                                          worker_init_fn=_deaf))
 
     def get(self, step: int, micro: int) -> tuple[Tensor, Tensor | None]:
         """x_0 float [n, C, H, W] in [−1, 1], and labels or None. Steps and micro-batches are asked for in order."""
@@ -122,6 +124,12 @@ class _InOrder(Dataset):
             except Unreadable as e:
                 unreadable.append(str(e))
         raise ValueError(f"none of the {n} images can be read: {unreadable[0]}")
+
+
+def _deaf(worker: int) -> None:
+    """Ctrl-C is for the process that trains, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fits(x: Tensor, device: torch.device) -> bool:

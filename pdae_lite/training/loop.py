@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from ..progress import progress_bar
 from ..schedule import NoiseSchedule
 from .batches import Batches
 from .config import TrainConfig, TrainResult
-from .resume import Average, RunState, TrainingError, first_values, frozen_digest, guard
+from .resume import Average, RunState, TrainingError, first_values, frozen_digest, guard, stop_after_step
 
 SKIPS_ALLOWED = 10  # non-finite batches in a row before the run stops
 
@@ -59,7 +59,8 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
         config: a `TrainConfig`; `overrides` replace its fields by name, so ``train(pdae, data, steps=500)`` works.
         schedule: the noise schedule; a PDAE brings its own.
         out: folder for `model.safetensors` (the EMA model) and `checkpoints/`. The same call again resumes from the
-            last good checkpoint, or returns at once if the run was complete. None: nothing is written.
+            last good checkpoint, or returns at once if the run was complete. Ctrl-C saves the step that is being made; a
+            second one stops at once. None: nothing is written.
         loss: (model, x_0, t, eps, y) -> scalar; None: `default_loss`.
         callback: called at every log step with (step, model), the model in eval mode and with the weights of that step, not their
             average; a dict that it returns joins the history.
@@ -68,8 +69,10 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
         TrainingError: the loss stays non-finite, the output can't be written, or `out` holds another run.
     """
     config = replace(config or TrainConfig(), **overrides)
-    for result in train_in_turns(model, data, config, schedule, out, loss, metadata, progress, callback):
-        pass
+    result = TrainResult(model)
+    with stop_after_step() as asked:
+        for result in train_in_turns(model, data, config, schedule, out, loss, metadata, progress, callback, asked):
+            pass
     return result
 
 
@@ -94,9 +97,10 @@ def join_processes() -> None:
 
 def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseSchedule | None = None, out: str | Path | None = None,
                    loss: Callable | None = None, metadata: dict | None = None, progress: bool = False,
-                   callback: Callable | None = None) -> Iterator[TrainResult]:
+                   callback: Callable | None = None, asked: Sized = ()) -> Iterator[TrainResult]:
     """`train` as a generator that rests after each log step, so that several runs can take turns in one process (as in
-    benchmarks/training.py). It yields the result so far; the last one is the result."""
+    benchmarks/training.py). It yields the result so far; the last one is the result. Once `asked` isn't empty, the step is saved, and
+    it ends."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -205,8 +209,11 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
             for counter in (total, skipped, worst):
                 counter.zero_()
             since = step
-        if step % config.save_every == 0 or step == config.steps:
+        if step % config.save_every == 0 or step == config.steps or asked:
             state.save(step, history, {"since": since, "sums": [float(v) for v in (mean(total), skipped, in_a_row, worst)]})
+        if asked and step < config.steps:
+            bar.close()
+            return
         if since == step:
             yield TrainResult(model, history)
             clock, first = time.perf_counter(), step

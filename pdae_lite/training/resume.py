@@ -1,7 +1,10 @@
 """Checkpoints of a training run: what to save so that a killed run goes on as if nothing had happened."""
+import contextlib
 import hashlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -69,6 +72,30 @@ def first_values(data) -> list | None:
         return None
     some = data.tensors[0][:2].flatten()
     return some[torch.linspace(0, len(some) - 1, 9).long()].tolist()
+
+
+@contextlib.contextmanager
+def stop_after_step():
+    """Ctrl-C and SIGTERM (where that is handled) wait for the end of a step: the list that this gives holds the signal then. A
+    second one stops at once. Several processes stop as they always did: they would wait for each other."""
+    asked, before = [], {}
+
+    def note(number, frame):
+        asked.append(number)
+        if len(asked) > 1:
+            before[number](number, frame)
+
+    if threading.current_thread() is threading.main_thread() and "LOCAL_RANK" not in os.environ:
+        before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(n))}
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        before[asked[0]](asked[0], None)
 
 
 def _same(name: str, before, now) -> bool:

@@ -250,14 +250,14 @@ def test_peeps_come_in_the_model_s_size():
     ([], "--model is missing"),
     (["--model", "nowhere"], "nowhere: no such file"),
     (["--model", "digits", "--inception", "x"], "--inception is for --protocol paper"),
-    (["--model", "digits", "--count", "1"], "--count 1; want at least 2"),
+    (["--model", "digits", "--count", "1"], "--count: 1; want a whole number, 2 or more"),
     (["--model", "digits", "--count", "2", "--steps", "ten"], "--steps ten; want whole numbers"),
     (["--model", "digits", "--count", "2", "--device", "abacus"], "--device abacus"),
     (["--protocol", "paper"], "wants --released DIR and --data LMDB"),
     (["--protocol", "paper", "--released", "nowhere", "--data", "x"], "nowhere holds no released model; want DIR/pre-trained-dpms"),
     (["--protocol", "paper", "--released", RELEASED, "--data", "nowhere"], "nowhere doesn't exist"),
     (["--protocol", "paper", "--released", RELEASED, "--data", "x", "--set", "cats"], "--set cats; want one of ffhq128"),
-    (["--protocol", "paper", "--released", RELEASED, "--data", "x", "--samples", "19"], "--samples 19; want at least 20"),
+    (["--protocol", "paper", "--released", RELEASED, "--data", "x", "--samples", "19"], "--samples: 19; want a whole number, 20 or more"),
     (["--protocol", "paper", "--released", RELEASED, "--data", "x", "--table", "2", "--inception", "nowhere.pt"], "nowhere.pt: no such"),
 ])
 def test_a_mistake_gives_one_line(argv, says, capsys, tmp_path, monkeypatch):

@@ -319,15 +319,15 @@ def test_sample(work, tmp_path):
 
 
 @pytest.mark.parametrize("argv, says", [
-    (["interpolate", "0.png", "1.png", "-n", "1"], "-n 1; want at least 2"),
+    (["interpolate", "0.png", "1.png", "-n", "1"], "-n: 1; want a whole number, 2 to 1000000"),
     (["interpolate", "0.png", "1.png", "--out", "strip.gif"], "--out strip.gif; want a file name that ends in .png"),
-    (["interpolate", "0.png", "1.png", "--steps", "0"], "steps=0"),
+    (["interpolate", "0.png", "1.png", "--steps", "0"], "--steps: 0; want a whole number, 1 or more"),
     (["edit", "0.png", "--attribute", "dark"], "--probe is missing: none ships with"),
     (["edit", "0.png", "--attribute", "tall", "--probe", "probe.safetensors"], "attribute 'tall'; want one of round, dark"),
     (["edit", "0.png", "--attribute", "dark", "--probe", "latent.safetensors"], "want a LinearProbe"),
     (["edit", "0.png", "--attribute", "dark", "--probe", "probe.safetensors", "--model", "digits"], "fit one by `pdae probe`"),
     (["sample"], "--latent is missing: none ships with"),
-    (["sample", "-n", "0"], "-n 0; want at least 1"),
+    (["sample", "-n", "0"], "-n: 0; want a whole number, 1 to 1000000"),
     (["sample", "--plain", "--latent", "latent.safetensors"], "--latent, but a DPM by itself has no codes"),
     (["sample", "--model", "latent.safetensors"], "holds a LatentDPM; want a DPM or a PDAE"),
     (["sample", "--model", "hf:nowhere/at/all"], "nowhere/at/all is neither a folder nor a model in the hub's cache; correct the path"),
