@@ -67,7 +67,7 @@ def test_closed_streams(here, closed):
     command = " ".join(map(str, [*PDAE, *SAMPLE, "--out", "s.png"]))
     done = shell(f"exec {command} {closed}", here)
     assert done.returncode == 0 and json.loads((here / "s.json").read_text())["command"] == "sample"
-    assert Image.open(here / "s.png").size == (20, 20)
+    assert Image.open(here / "s.png").size == (16, 16)
     assert shell(f"exec {sys.executable} -m pdae_lite info nowhere {closed}", here).returncode == 2
 
 
