@@ -30,9 +30,9 @@ from pdae_lite.checkpoint import tensors_digest, write_text
 from pdae_lite.commands.settings import UsageError
 from pdae_lite.evaluation.checks import noise_statistics, pick
 from pdae_lite.guidance import mixed
-from pdae_lite.metrics.features import extract
-from pdae_lite.metrics.intervals import Z, jackknife_variance
+from pdae_lite.metrics.features import Features, extract
 from pdae_lite.progress import progress_bar
+from pdae_lite.reproduction.partial import record_before
 from pdae_lite.speed import accelerate
 
 
@@ -88,7 +88,7 @@ class Bench:
         self.schedule = self.model.schedule
         self.test = data.shipped_images(name, "test", size)
         self.latent = None if path is not None else pdae_lite.load(name, kind="latent").to(device)
-        self.sha256 = {part: tensors_digest({k: v.cpu() for k, v in m.state_dict().items()})
+        self.sha256 = {part: tensors_digest(m.state_dict())
                        for part, m in (("pdae", self.model), ("latent", self.latent), ("features", self.net)) if m is not None}
         self.gflop = self._gflop()
         if dtype is not None or compile:
@@ -151,36 +151,22 @@ class Bench:
         return extract(self.net, images, layer)
 
 
-def numbers(e: metrics.Estimate) -> dict:
-    return {"value": e.value, "low": e.low, "high": e.high, "n": list(e.n)}
-
-
 def likeness(b: Bench, images: Tensor, originals: Tensor, name: str = "") -> dict:
     """How far images are from others, pair by pair. Clamped, since the paper's grid ends short of the clean image."""
     images = images.clamp(-1, 1)
-    return {f"mse{name}": numbers(metrics.mean(metrics.mse(images, originals))),
-            f"ssim{name}": numbers(metrics.mean(metrics.ssim(images, originals))),
-            f"features{name}": numbers(metrics.mean(metrics.feature_distance(b.features(images, "shape"), b.features(originals, "shape"))))}
+    return {f"mse{name}": metrics.mean(metrics.mse(images, originals)).to_dict(),
+            f"ssim{name}": metrics.mean(metrics.ssim(images, originals)).to_dict(),
+            f"features{name}": metrics.mean(metrics.feature_distance(b.features(images, "shape"), b.features(originals, "shape"))).to_dict()}
 
 
 def change(values: Tensor, before: Tensor) -> dict:
     """The mean of paired differences [N]."""
-    return numbers(metrics.mean(values - before))
+    return metrics.mean(values - before).to_dict()
 
 
-def kid_change(images, base, real) -> dict:
-    """The KID of some images minus that of others that were made from the same codes and noise, one by one, so that most of what chance
-    does cancels. A jackknife's interval over the images; the real ones are taken as given."""
-    def sums(x):
-        inside = (x @ x.T / x.shape[1] + 1) ** 3
-        return inside.sum(1) - inside.diagonal(), ((x @ fixed.T / x.shape[1] + 1) ** 3).mean(1)
-
-    fixed, n = real.values.double(), len(images)
-    (inside, across), (inside_b, across_b) = (sums(f.values.double()) for f in (images, base))
-    inside, across = inside - inside_b, across - across_b  # what the real images have inside is in both, and cancels
-    value = float(inside.sum() / (n * (n - 1)) - 2 * across.mean())
-    half = Z * jackknife_variance((inside.sum() - 2 * inside) / ((n - 1) * (n - 2)) - 2 * (across.sum() - across) / (n - 1)) ** 0.5
-    return {"value": value, "low": value - half, "high": value + half, "n": [n]}
+def kid_change(images: Features, base: Features, real: Features) -> dict:
+    """The KID of some images minus that of others that were made from the same codes and noise, one by one, for these real images."""
+    return metrics.kid_difference(images, base, real, real_varies=False).to_dict()
 
 
 def _noise(x_T: Tensor) -> dict:
@@ -193,7 +179,7 @@ def edits(b: Bench, edited: Tensor) -> dict:
     them that are nearer to it than to the former."""
     e, own, other = (b.features(v.clamp(-1, 1), "class") for v in (edited, b.x, b.x.roll(1, 0)))
     far = metrics.feature_distance(e, other)
-    return {"edit_to_z": numbers(metrics.mean(far)), "follows_z": numbers(metrics.proportion(far < metrics.feature_distance(e, own)))}
+    return {"edit_to_z": metrics.mean(far).to_dict(), "follows_z": metrics.proportion(far < metrics.feature_distance(e, own)).to_dict()}
 
 
 # ---- the sections: they yield rows, and return what else there is. `each` leaves out what was measured before. ----------------
@@ -309,9 +295,9 @@ def intervals(b: Bench, each: Callable) -> Iterator[dict]:
         features = b.features(images.clamp(-1, 1), "class")
         base = [features, drawn_new] if base is None else base
         yield {"name": name} | cost | likeness(b, images, x) | {
-            "nearest_is_own": numbers(metrics.nearest_is_own(features, originals)),
-            "kid": numbers(metrics.kid(features, real)), "kid_change": kid_change(features, base[0], real),
-            "kid_new": numbers(metrics.kid(drawn_new, real)), "kid_new_change": kid_change(drawn_new, base[1], real),
+            "nearest_is_own": metrics.nearest_is_own(features, originals).to_dict(),
+            "kid": metrics.kid(features, real).to_dict(), "kid_change": kid_change(features, base[0], real),
+            "kid_new": metrics.kid(drawn_new, real).to_dict(), "kid_new_change": kid_change(drawn_new, base[1], real),
         } | edits(b, make(name, b.z.roll(1, 0), edit_T))
     return {"sampler": str(FAST), "space": real.space, "new_from": "codes of held-out images" if b.latent is None else "the latent DPM"}
 
@@ -324,7 +310,7 @@ def drawn(b: Bench, each: Callable) -> Iterator[dict]:
         images, cost = b.cost(lambda s=scheme: b.by_batch(lambda c, v: b.sample(s, b.model.denoiser(c), v), z, x_T), len(z))
         features = b.features(images.clamp(-1, 1), "class")
         base = features if base is None else base
-        yield {"name": str(scheme)} | asdict(scheme) | cost | {"kid": numbers(metrics.kid(features, real)),
+        yield {"name": str(scheme)} | asdict(scheme) | cost | {"kid": metrics.kid(features, real).to_dict(),
                                                                "kid_change": kid_change(features, base, real)}
     return {"space": real.space}
 
@@ -410,15 +396,14 @@ def main(argv: list[str] | None = None) -> dict:
             counts = replace(counts, **{name: value})
     path = args.json or (None if args.quick else Path(pdae_lite.__file__).parent / "assets" / f"sampling_{args.data}.json")
     dtype = torch.bfloat16 if args.dtype == "bf16" else None
-    before = json.loads(path.read_text()) if (args.only or args.more) and path is not None and path.is_file() else {}
     b = Bench(args.data, args.model, counts, torch.device(args.device), dtype, args.compile)
     given = shlex.join(sys.argv[1:] if argv is None else argv)
     result = {"data": args.data, "command": f"python benchmarks/sampling.py {given}".strip(), "counts": asdict(counts),
               "dtype": args.dtype, "compile": args.compile, "seeds": {"x_T": 0, "images of KID": 1, "x_T of KID": 2, "new codes": 3},
               "provenance": provenance(b.device), "sha256_of_weights": b.sha256, "gflop": b.gflop}
-    if before and any(before.get(k) != result[k] for k in ("data", "counts", "gflop", "dtype", "compile", "sha256_of_weights")):
-        raise UsageError(f"{path} was measured with other counts or another model; leave --only and --more out to measure all anew")
-    result |= before
+    if args.only or args.more:
+        same = ("data", "counts", "gflop", "dtype", "compile", "sha256_of_weights")
+        result |= record_before(path, {k: result[k] for k in same}) or {}
     for name in args.only or SECTIONS:
         old = result.pop(name, {}) if args.more else {}
         if "date" in old and not args.only:
@@ -441,5 +426,5 @@ def main(argv: list[str] | None = None) -> dict:
 if __name__ == "__main__":
     try:
         main()
-    except UsageError as e:
+    except ValueError as e:
         sys.exit(f"error: {e}")

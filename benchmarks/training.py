@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdae_lite.commands.settings import UsageError, override

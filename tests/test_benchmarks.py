@@ -211,7 +211,7 @@ def test_sampling_costs_are_counted(measured, sampling_benchmark):
 def test_sections_are_measured_anew(measured, sampling_benchmark, tiny_pdae):
     before, path = measured
     args = ["--device", "cpu", "--model", str(tiny_pdae), "--json", str(path), "--only", "mixing"]
-    with pytest.raises(UsageError, match="measured with other counts or another model"):
+    with pytest.raises(ValueError, match=r"holds figures of other settings or models \(counts\)"):
         sampling_benchmark.main([*args, "--quick", "--images", "4"])
     again = sampling_benchmark.main([*args, "--quick"])
     assert again["drawn"] == before["drawn"] and again["command"] == before["command"]

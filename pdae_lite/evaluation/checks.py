@@ -18,7 +18,7 @@ from ..metrics.neighbours import nearest_distance
 
 
 def own_error(model: Autoencoder, x_0: Tensor, ts, seed: int = 0) -> Tensor:
-    """E‖ε − ε̂‖² per pixel of a model that knows the z of clean images x_0 [N, C, H, W], at each t of `ts`: [len(ts)]."""
+    """E‖ε − ε̂‖² per pixel of a model that knows z, on clean images x_0 [N, C, H, W], at each t of `ts`: [len(ts)]."""
     return noise_error(lambda x: model.trained_denoiser(model.encode(x)), x_0, model.schedule, ts, seed)
 
 
@@ -112,7 +112,7 @@ def probe_scores(model: Autoencoder, train: tuple[Tensor, Tensor], test: tuple[T
     if len(x_a) < 2 * FEWEST or len(x_b) < 2 or len(names) < (2 if y_a.ndim == 1 else 1):
         raise ValueError(f"{len(x_a)} and {len(x_b)} labelled images are too few to train and to test a probe")
     flat_a, flat_b = x_a.flatten(1), x_b.flatten(1)
-    basis, scores = principal_components(flat_a, model.z_dim), {}
+    basis, scores = principal_components(flat_a, min(model.z_dim, *flat_a.shape)), {}
     for key, a, b in (("z", encode_all(model, x_a), encode_all(model, x_b)), ("pca", flat_a @ basis, flat_b @ basis)):
         probe = LinearProbe.fit(a, y_a, names, l2=1e-3)
         scores[key] = float(probe.accuracy(b, y_b) if probe.kind == "classes" else probe.auroc(b, y_b).nanmean())

@@ -43,12 +43,12 @@ CURES = {
     "not finite": "go back to the last good checkpoint and train on with a lower learning rate",
     "same z": "look whether the images differ, and whether the encoder is among the trained parameters",
     "narrow z": "a smaller z_dim would do; or train longer, or with another loss weight",
-    "harmful": "look whether encoder, estimator and DPM come from one run, and images are of the kind and scale of training",
+    "harmful": "look whether encoder, estimator and DPM come from one run, and images are like those of training",
     "no fill": "train longer (the estimator starts at zero), with a higher learning rate, or loss weight 'v' or 'pdae'",
-    "little fill": "train longer; once the loss is flat, train the DPM better (its errors can't be filled) or raise z_dim",
+    "little fill": "train longer; then train the DPM better (its own errors can't be filled) or raise z_dim",
     "ignored z": "train longer (z gets its first gradient after two or three steps, and its say grows slowly); if it "
                  "stays so, look whether encoder and estimator are among the trained parameters",
-    "wrong z": "look whether encoder and estimator come from one run, and images and codes in one order; else train longer",
+    "wrong z": "look whether encoder and estimator come from one run, images and codes in one order; else train longer",
     "weak z": "train longer, or raise z_dim",
     "overfitting": "fewer steps, more images or augmentation, a smaller encoder or z_dim",
     "x_T": "train longer, the DPM too: x_T is as Gaussian as ε̂ is right; till then random x_T give worse images",
@@ -140,8 +140,8 @@ def examine(model: Autoencoder, held_out, train=None, labels=None, train_labels=
         "x_T": lambda: _x_T(model, x[:32], seed),
         "reconstruction": lambda: _reconstruction(model, x[:50], seed, identity),
         "memorisation": seen is not None and (
-            lambda: _memorisation(model, *(pick(d, n, seed) for d, n in ((held_out, OTHER_IMAGES), (train, TRAIN_IMAGES))),
-                                  seed, kind)),
+            lambda: _memorisation(model, pick(held_out, OTHER_IMAGES, seed), pick(train, TRAIN_IMAGES, seed), seed,
+                                  kind)),
         "probes": labels is not None and (lambda: _probes(model, held_out, labels, train, train_labels, names, seed))}
     able = {name: check for name, check in able.items() if check}
     chosen = list(able if checks is None else checks)
@@ -179,7 +179,7 @@ def _fill(model: PDAE, x: Tensor, reference: Tensor | None, seed: int) -> Findin
     filled = fill(e_own, e_dpm)[[ts.index(t) for t in fills]]
     mean, gained, wanted = float(filled.mean()), nats(e_own, e_dpm, schedule, ts, x[0].numel()), 0.3
     numbers = {"t": fills, "fill": filled.tolist(), "mean": mean, "nats": gained}
-    says = f"z fills {mean:.2f} of the gap, the mean over t = {fills[0]} … {fills[-1]}, and is worth {gained:.0f} nats an image"
+    says = f"z fills {mean:.2f} of the gap (mean over t = {fills[0]} … {fills[-1]}), worth {gained:.0f} nats an image"
     if reference is not None:
         line = LinearGaussian(reference, min(model.z_dim, len(reference) - 1)).fill(schedule, fills)
         numbers |= {"linear": line.tolist(), "linear_mean": float(line.mean())}
@@ -201,7 +201,7 @@ def _z(model: Autoencoder, x: Tensor, seed: int) -> Finding:
     if most < 1e-3:
         says = f"z is ignored: another image's z changes ε̂ by {most:.1g} of the error at most"
         return _judged("z", says, numbers, (True, "bad", "ignored z"))
-    says = f"another image's z makes the error {typical:.2f} times as large, and changes ε̂ by up to {most:.2g} of the error"
+    says = f"another image's z makes the error {typical:.2f} times as large, and changes ε̂ by up to {most:.2g} of it"
     return _judged("z", says, numbers,  # 1.1: as of a z that fills 0.05
                    (typical < 1.1, "bad", "wrong z", ": its own z serves an image no better"),
                    (typical < 1.25, "look", "weak z", ": z matters little"))
@@ -219,7 +219,8 @@ def _overfitting(model: Autoencoder, x: Tensor, seen: Tensor, seed: int) -> Find
 def _x_T(model: Autoencoder, x: Tensor, seed: int) -> Finding:
     z, grid, generator = model.encode(x), log_grid(model.schedule.T), torch.Generator().manual_seed(seed)
     s = noise_statistics(noisy_invert(model, x, z, grid, generator))
-    clean, true = noise_statistics(model.invert(x, z, grid=grid)), noise_statistics(torch.randn(x.shape, generator=generator))
+    clean = noise_statistics(model.invert(x, z, grid=grid))
+    true = noise_statistics(torch.randn(x.shape, generator=generator))
     numbers = {"steps": len(grid) - 1, "x_T": s, "from_clean_images": clean, "gaussian_noise": true}
     if not all(map(math.isfinite, s.values())):
         return _judged("x_T", "inversion gives NaN or infinite values", numbers, (True, "bad", "not finite"))
@@ -228,9 +229,9 @@ def _x_T(model: Autoencoder, x: Tensor, seed: int) -> Finding:
            "correlation of neighbours": abs(s["neighbours"]) / 0.1}
     worst = max(off, key=off.get)
     says = (f"inverted, images with the least noise of the schedule become x_T of mean {s['mean']:.2f}, std "
-            f"{s['std']:.2f}, correlation of neighbours {s['neighbours']:.3f}, excess kurtosis {s['kurtosis']:.2f}; Gaussian "
-            f"noise has 0, 1, 0, 0. (From clean images the std is {clean['std']:.2f}: their flat patches hold no noise to "
-            "find, and become about 0)")
+            f"{s['std']:.2f}, correlation of neighbours {s['neighbours']:.3f}, excess kurtosis {s['kurtosis']:.2f}; "
+            f"Gaussian noise has 0, 1, 0, 0. (From clean images the std is {clean['std']:.2f}: their flat patches hold "
+            "no noise to find, and become about 0)")
     more = f". Most off: {worst}"
     return _judged("x_T", says, numbers, (off[worst] > 4, "bad", "x_T", more), (off[worst] > 1, "look", "x_T", more))
 

@@ -36,7 +36,7 @@ def statistics(features: Features) -> Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½), squared Wasserstein-2 distance of Gaussians (Heusel et al. 2017)."""
+    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½), squared Wasserstein-2 distance of Gaussians (Heusel 2017)."""
     if a.space != b.space or a.mean.shape != b.mean.shape:
         raise ValueError(f"{a.space} [{len(a.mean)}] against {b.space} [{len(b.mean)}]; want the same feature space")
     cov_a, cov_b = a.covariance.double(), b.covariance.double()
@@ -114,6 +114,8 @@ def class_score(logits: Tensor, space: str = "") -> Estimate:
     """
     if logits.ndim != 2 or len(logits) < 3 or logits.shape[1] < 2:
         raise ValueError(f"logits has shape {list(logits.shape)}; want [N, classes], N ≥ 3")
+    if not bool(logits.isfinite().all()):
+        raise ValueError("logits hold NaN or infinite values")
     log_p = logits.detach().double().cpu().log_softmax(1)
     p, n = log_p.exp(), len(logits)
 
@@ -146,13 +148,13 @@ def _leave_out(features) -> tuple[Statistics, list[Statistics]]:
     """Statistics of features, and of them without each of 20 groups in turn."""
     x, _, space = together(features, features)
     if len(x) < GROUPS:
-        raise ValueError(f"{len(x)} images; a Fréchet distance wants {GROUPS} at the very least, and thousands to mean much")
+        raise ValueError(f"{len(x)} images; a Fréchet distance wants {GROUPS}, and thousands to mean much")
     group = torch.arange(len(x)) % GROUPS
     return _statistics(x, space), [_statistics(x[group != i], space) for i in range(GROUPS)]
 
 
 def _statistics(x: Tensor, space: str) -> Statistics:
-    return Statistics(x.mean(0), x.T.cov(), len(x), space)
+    return Statistics(x.mean(0), x.T.cov().reshape(2 * [x.shape[1]]), len(x), space)
 
 
 def _jackknifed(value: float, parts, real_parts, quantile: float, n: tuple[int, ...], space: str,

@@ -156,8 +156,8 @@ def together(a: Features | Tensor, b: Features | Tensor) -> tuple[Tensor, Tensor
     """
     a, b = (x if isinstance(x, Features) else Features(x) for x in (a, b))
     if a.space != b.space or a.values.shape[1] != b.values.shape[1]:
-        raise ValueError(f"{a.space} [N, {a.values.shape[1]}] against {b.space} [N, {b.values.shape[1]}]; want the same "
-                         "feature space")
+        widths = a.values.shape[1], b.values.shape[1]
+        raise ValueError(f"{a.space} [N, {widths[0]}] against {b.space} [N, {widths[1]}]; want the same feature space")
     return a.values.detach().double().cpu(), b.values.detach().double().cpu(), a.space
 
 

@@ -7,7 +7,13 @@ from ..schedule import NoiseSchedule
 
 
 def principal_components(x: Tensor, k: int) -> Tensor:
-    """The first k principal directions [D, k] of images [M, D], M ≥ k; by random projection where D > 2048."""
+    """The first k principal directions [D, k] of images float [M, D], 1 ≤ k ≤ M, D; by random projection where D > 2048.
+
+    Raises:
+        ValueError: other images, or a k that is too large.
+    """
+    if x.ndim != 2 or not x.is_floating_point() or not 1 <= k <= min(x.shape):
+        raise ValueError(f"x is {x.dtype} {list(x.shape)}, k={k}; want float [M, D] and 1 ≤ k ≤ M, D")
     centred = x - x.mean(0)
     if x.shape[1] <= 2048:
         return torch.linalg.svd(centred, full_matrices=False).Vh[:k].T
@@ -22,13 +28,18 @@ class LinearGaussian:
     For this model everything is known in closed form: the ideal noise predictor without and with the code.
 
     Args:
-        x_0: training images [M, …] to take mean and covariance from.
-        z_dim: number of principal components in the code.
+        x_0: training images float [M, …], M ≥ 2, to take mean and covariance from.
+        z_dim: number of principal components in the code, from 0 to all.
+
+    Raises:
+        ValueError: images of bytes, or that hold NaN; too few of them; a z_dim that is too large.
     """
 
     def __init__(self, x_0: Tensor, z_dim: int):
-        if len(x_0) < 2:
-            raise ValueError(f"x_0 has {len(x_0)} images; want at least 2")
+        if len(x_0) < 2 or not x_0.is_floating_point():
+            raise ValueError(f"x_0 has {len(x_0)} images of {x_0.dtype}; want at least 2, float")
+        if not bool(x_0.isfinite().all()):
+            raise ValueError("x_0 holds NaN or infinite values")
         flat = x_0.flatten(1).cpu().double()
         if not 0 <= z_dim <= flat.shape[1]:
             raise ValueError(f"z_dim={z_dim}; want 0 … {flat.shape[1]}")

@@ -35,8 +35,8 @@ class Estimate:
         if not isinstance(other, Estimate):
             return NotImplemented
         if self.space != other.space:
-            raise ValueError(f"a value in {self.space or 'no feature space'} minus one in {other.space or 'none'}; want "
-                             "the same space")
+            spaces = self.space or "no feature space", other.space or "none"
+            raise ValueError(f"a value in {spaces[0]} minus one in {spaces[1]}; want the same space")
         value = self.value - other.value
         low = value - math.hypot(self.value - self.low, other.high - other.value)
         high = value + math.hypot(self.high - self.value, other.value - other.low)

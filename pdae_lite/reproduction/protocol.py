@@ -28,10 +28,11 @@ from .published import OFF_LAST, STEPS, TABLE_1_STEPS
 
 
 @torch.no_grad()
-def compare(images, count: int, device, rows: Callable, columns: dict[str, Callable], seed: int = 0, batch_size: int = 50,
-            partial: Partial | None = None, progress: bool = False, what: str = "rebuilt") -> dict[str, dict[str, Estimate]]:
-    """{row: {column: mean with its 95 % interval}} over the first `count` images of a data set, of (image, label) too; what
-    can't be read is left out.
+def compare(images, count: int, device, rows: Callable, columns: dict[str, Callable], seed: int = 0,
+            batch_size: int = 50, partial: Partial | None = None, progress: bool = False,
+            what: str = "rebuilt") -> dict[str, dict[str, Estimate]]:
+    """{row: {column: mean with its 95 % interval}} over the first `count` images of a data set, of (image, label) too;
+    what can't be read is left out.
 
     Args:
         rows: (x_0, x_T) -> {row: images [N, C, H, W] rebuilt from x_0}. x_T is random noise; that of image i depends on
@@ -40,9 +41,8 @@ def compare(images, count: int, device, rows: Callable, columns: dict[str, Calla
         partial: what was measured before a stop; the rest is added.
     """
     partial = Partial(None, {}) if partial is None else partial
-    done = partial.count()
-    for index, x, _ in progress_bar(in_batches(images, batch_size, range(count)), total=-(-count // batch_size), show=progress,
-                                    desc=what):
+    done, batches = partial.count(), in_batches(images, batch_size, range(count))
+    for index, x, _ in progress_bar(batches, total=-(-count // batch_size), show=progress, desc=what):
         index, x_0, done = index[done:], to_float(x[done:]).to(device), max(done - len(index), 0)
         if not len(index):
             continue
@@ -116,7 +116,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 @torch.no_grad()
 def reconstructions(pdae: PDAE, x_0: Tensor, x_T: Tensor, steps: int,
                     long_inversion: int | None = None) -> dict[str, Tensor]:
-    """The rows of Table 1 that a PDAE and its DPM give: images [N, C, H, W] rebuilt from x_0; x_T is the random noise."""
+    """The rows of Table 1 that a PDAE and its DPM give: images [N, C, H, W] rebuilt from x_0; x_T is random noise."""
     paper = {"grid": "paper", "clip": True}
     inferred = sampling.invert(pdae.dpm, x_0, pdae.schedule, steps, **paper)
     out = {"DDIM, inferred x_T": sampling.ddim(pdae.dpm, inferred, pdae.schedule, steps, **paper)}
@@ -134,11 +134,11 @@ def table_1(pdae: PDAE, images, distance: Distance, steps: int = TABLE_1_STEPS, 
     columns = {"SSIM": lambda a, b: ssim((a + 1) / 2, (b + 1) / 2), distance.name: distance.function,
                "MSE": lambda a, b: ((a - b) / 2).square().mean((1, 2, 3))}
     return compare(images, len(images), pdae.device,
-                   lambda x_0, x_T: reconstructions(pdae, x_0, x_T, steps, long_inversion), columns, seed, batch_size, None,
-                   progress, f"Table 1, T = {steps}")
+                   lambda x_0, x_T: reconstructions(pdae, x_0, x_T, steps, long_inversion),
+                   columns, seed, batch_size, None, progress, f"Table 1, T = {steps}")
 
 
-# ---- Table 2: unconditional samples -----------------------------------------------------------------------------------
+# ---- Table 2: unconditional samples -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,10 @@ def inception_space(path: str | Path, device="cpu") -> FeatureSpace:
         FileNotFoundError: no such file.  ValueError: no TorchScript.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; want a TorchScript of Inception, such as StyleGAN2-ADA's inception-2015-12-05.pt")
+        raise FileNotFoundError(f"{path}: no such file; want a TorchScript of Inception, such as StyleGAN2-ADA's "
+                                "inception-2015-12-05.pt")
     try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch would rather see torch.export; files are as they are
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # files are as they are
             net = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as e:
         raise ValueError(f"{path}: not a TorchScript file ({str(e).strip().splitlines()[0][:100]})") from None
@@ -193,9 +194,11 @@ def small_space(net: FeatureNet) -> FeatureSpace:
 
 
 @torch.no_grad()
-def real_statistics(space: FeatureSpace, images, device, batch_size: int = 100, progress: bool = False) -> metrics.Statistics:
+def real_statistics(space: FeatureSpace, images, device, batch_size: int = 100,
+                    progress: bool = False) -> metrics.Statistics:
     """Mean and covariance of the features of a data set of uint8 images; what can't be read is left out."""
-    batches = progress_bar(in_batches(images, batch_size), total=-(-len(images) // batch_size), show=progress, desc="real images")
+    batches = progress_bar(in_batches(images, batch_size), total=-(-len(images) // batch_size), show=progress,
+                           desc="real images")
     parts = [space(to_float(x).to(device)).cpu() for _, x, _ in batches]
     return metrics.statistics(Features(torch.cat(parts), space.name))
 
@@ -212,8 +215,9 @@ def latent_samples(latent: LatentDPM, z_T: Tensor, steps: int) -> Tensor:
     return latent.stats.denormalise(sampling.ddim(clamped, z_T.clamp(-1, 1), latent.schedule, steps, grid="paper"))
 
 
-def table_2(pdae: PDAE, latent: LatentDPM, space: FeatureSpace, real: metrics.Statistics, count: int, steps: Iterable[int] = STEPS,
-            seed: int = 0, batch_size: int = 100, progress: bool = False) -> dict[str, dict[int, Estimate]]:
+def table_2(pdae: PDAE, latent: LatentDPM, space: FeatureSpace, real: metrics.Statistics, count: int,
+            steps: Iterable[int] = STEPS, seed: int = 0, batch_size: int = 100,
+            progress: bool = False) -> dict[str, dict[int, Estimate]]:
     """{"DDIM": {T: distance}, "PDAE": {T: distance}}: Fréchet distances of `count` samples to the real images.
 
     Both rows and all T start from the same noise. As in the release the latent DPM takes T steps too.

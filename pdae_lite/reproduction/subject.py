@@ -39,18 +39,19 @@ class Subject:
 
         if model in DATA:
             if latent is not None or name not in (None, model):
-                raise ValueError(f"model {model} has its own latent DPMs and data; leave latent and data out, or give a file")
+                raise ValueError(f"model {model} has its own latent DPMs and data; leave both out, or give a file")
             return cls(model, load(model, "features", device), **{kind: ready(load(model, kind)) for kind in KINDS})
         autoencoder = ready(load_autoencoder(model))
         name = name or autoencoder.metadata.get("data")
         if name not in DATA:
-            raise ValueError(f"{model} is a model of {name or 'data that it does not name'}; the small tables are of digits and peeps "
-                             "(say which by data), which have feature networks")
+            raise ValueError(f"{model} is a model of {name or 'data that it does not name'}; the small tables are of "
+                             "digits and peeps (say which by data), which have feature networks")
         found = {"pdae" if isinstance(autoencoder, PDAE) else "diffae": autoencoder}
         if latent is not None:
             dpm = ready(LatentDPM.load(latent))
             if dpm.z_dim != autoencoder.z_dim:
-                raise ValueError(f"{latent} samples codes with z_dim={dpm.z_dim}, {model} decodes z_dim={autoencoder.z_dim}")
+                raise ValueError(f"{latent} samples codes with z_dim={dpm.z_dim}, {model} decodes "
+                                 f"z_dim={autoencoder.z_dim}")
             found["latent" if "pdae" in found else "diffae_latent"] = dpm
         return cls(name, load(name, "features", device), **found)
 

@@ -36,8 +36,9 @@ def rebuilt(s: Subject, x_0: Tensor, x_T: Tensor, steps: int) -> dict[str, Tenso
     return out
 
 
-def table_1(s: Subject, count: int, steps: int = 100, seed: int = 0, batch_size: int = 50, distance: Distance | None = None,
-            partial: Partial | None = None, progress: bool = False) -> dict[str, dict[str, Estimate]]:
+def table_1(s: Subject, count: int, steps: int = 100, seed: int = 0, batch_size: int = 50,
+            distance: Distance | None = None, partial: Partial | None = None,
+            progress: bool = False) -> dict[str, dict[str, Estimate]]:
     """{row: {"SSIM": …, distance.name: …, "MSE": …}} of the first `count` held-out images; means with 95 % intervals.
 
     The random x_T of image i depends on `seed` and i alone.

@@ -24,6 +24,7 @@ LATENT_STEPS = 100
 SWEEP, SWEEP_STEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), 20
 NEAR = 0.1  # costs that differ by less count as equal; one step of 10 is as much
 FIRST = 16  # samples whose mean features are stored, to be computed again
+COMPARED = (("PDAE", "DDIM"), ("Diff-AE", "DDIM"), ("PDAE", "Diff-AE"))
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Cell:
         return f"{self.method}, T = {self.steps}" + (f", plain in the last {self.off_last:.0%}" if other else "")
 
 
-# ---- what things cost -------------------------------------------------------------------------------------------------------
+# ---- what things cost -----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -82,11 +83,10 @@ def cost(s: Subject, each: dict[str, float], method: str, steps: int, off_last: 
 
 
 def cells(s: Subject, steps=STEPS) -> tuple[list[Cell], dict[int, dict[str, str]]]:
-    """All sets of samples; and, for each T, those that cost as much as T evaluations of the plain DPM: method →
-    name."""
+    """All sets of samples; and, for each T, the names of those that cost as much as T evaluations of the plain DPM."""
     each, found, equal = gflop(s), {}, {}
-    methods = [m for m, parts in (("DDIM", (s.pdae,)), ("Diff-AE", (s.diffae, s.diffae_latent)), ("PDAE", (s.pdae, s.latent)))
-               if None not in parts]
+    needs = {"DDIM": (s.pdae,), "Diff-AE": (s.diffae, s.diffae_latent), "PDAE": (s.pdae, s.latent)}
+    methods = [method for method, parts in needs.items() if None not in parts]
 
     def add(method: str, n: int, off_last: float = OFF_LAST) -> str:
         off = off_last if method == "PDAE" else None
@@ -110,7 +110,7 @@ def cells(s: Subject, steps=STEPS) -> tuple[list[Cell], dict[int, dict[str, str]
     return list(found.values()), equal
 
 
-# ---- samples ------------------------------------------------------------------------------------------------------------------
+# ---- samples --------------------------------------------------------------------------------------------------------
 
 
 def fast(s: Subject, dtype: torch.dtype | None) -> Subject:
@@ -123,8 +123,7 @@ def fast(s: Subject, dtype: torch.dtype | None) -> Subject:
 
 @torch.no_grad()
 def draw(s: Subject, wanted: list[Cell], index: Tensor, seed: int = 0):
-    """Yields (name of a cell, images [N, C, H, W]) of samples `index` [N]; sample i depends on the seed and on i
-    alone."""
+    """Yields (name of a cell, images [N, C, H, W]) of samples `index` [N]; sample i depends on the seed and i alone."""
     device = s.some.device
     x_T = counter_rng.normal(seed, 0, index, s.shape).to(device)
     codes = {}
@@ -147,21 +146,15 @@ def draw(s: Subject, wanted: list[Cell], index: Tensor, seed: int = 0):
 def every_off_last(s: Subject, z: Tensor, x_T: Tensor, steps: int, group: list[Cell]):
     """The same as s.pdae.decode(z, x_T, steps, off_last=…) for each cell, in fewer evaluations: the shifted way down is
     walked once, and left where a cell's plain steps begin."""
-    pdae, states = s.pdae, {}
-    points = sampling.time_grid(pdae.schedule, steps)
+    pdae, points = s.pdae, sampling.time_grid(s.pdae.schedule, steps)
     plain = {cell.name: [t for t in points if 0 <= t < cell.off_last * pdae.schedule.T] for cell in group}
-    tops = {p[-1] for p in plain.values() if p}
-
-    def keep(t: int, x: Tensor) -> None:
-        if t in tops:
-            states[t] = x
-
-    least = min(cell.off_last for cell in group)
-    end = sampling.ddim(pdae.denoiser(z, off_last=least), x_T, pdae.schedule, steps, callback=keep)
-    states[points[-1]] = x_T
+    states, least = {points[-1]: x_T}, min(cell.off_last for cell in group)
+    end = sampling.ddim(pdae.denoiser(z, off_last=least), x_T, pdae.schedule, steps,
+                        callback=lambda t, x: states.update({t: x}))
     for cell in group:
-        p = plain[cell.name]
-        yield cell.name, end if len(p) == min(map(len, plain.values())) else sampling.ddim(pdae.dpm, states[p[-1]], pdae.schedule, grid=p)
+        grid = plain[cell.name]
+        yield cell.name, end if cell.off_last == least or not grid else sampling.ddim(
+            pdae.dpm, states[grid[-1]], pdae.schedule, grid=grid)
 
 
 @torch.no_grad()
@@ -170,9 +163,9 @@ def features_of(s: Subject, wanted: list[Cell], index: Tensor, seed: int = 0) ->
     return {name: s.net.features(x.float().clamp(-1, 1)).cpu() for name, x in draw(s, wanted, index, seed)}
 
 
-def collect(s: Subject, wanted: list[Cell], count: int, partial: Partial, seed: int = 0, batch_size: int = 50, report=None) -> None:
-    """Features of samples 0 … count − 1 of all cells, into `partial`, cell by cell; `report(done)` is called after each
-    batch."""
+def collect(s: Subject, wanted: list[Cell], count: int, partial: Partial, seed: int = 0, batch_size: int = 50,
+            report=None) -> None:
+    """Features of samples 0 … count − 1 of all cells, into `partial`; `report(done)` is called after each batch."""
     names = [cell.name for cell in wanted]
     for end in [*range(batch_size, count, batch_size), count]:
         groups: dict[tuple, list[Cell]] = {}  # cells that share their way down
@@ -186,48 +179,45 @@ def collect(s: Subject, wanted: list[Cell], count: int, partial: Partial, seed: 
             report(partial.count(names))
 
 
-# ---- the table ----------------------------------------------------------------------------------------------------------------
+# ---- the table ------------------------------------------------------------------------------------------------------
 
 
 def pairs(wanted: list[Cell], equal: dict[int, dict[str, str]], steps=STEPS) -> list[tuple[str, str]]:
     """The differences that are worth an interval: at equal steps, at equal cost, and along the sweep."""
-    names, out = {c.name for c in wanted}, []
+    out, centre = [], f"PDAE, T = {SWEEP_STEPS}"
     for T in steps:
-        out += [(f"{a}, T = {T}", f"{b}, T = {T}") for a, b in (("PDAE", "DDIM"), ("Diff-AE", "DDIM"), ("PDAE", "Diff-AE"))]
-        if T in equal:
-            e = equal[T]
-            out += [(e[a], e[b]) for a, b in (("PDAE", "DDIM"), ("Diff-AE", "DDIM"), ("PDAE", "Diff-AE")) if a in e and b in e]
-    centre = f"PDAE, T = {SWEEP_STEPS}"
+        for of in ({m: f"{m}, T = {T}" for m in ("DDIM", "Diff-AE", "PDAE")}, equal.get(T, {})):
+            out += [(of[a], of[b]) for a, b in COMPARED if a in of and b in of]
     out += [(c.name, centre) for c in wanted if c.name.startswith(centre + ",")]
+    names = {c.name for c in wanted}
     return [(a, b) for a, b in dict.fromkeys(out) if a in names and b in names]
 
 
-def summary(wanted: list[Cell], equal: dict[int, dict[str, str]], values: dict[str, Tensor], real: Features, steps=STEPS) -> dict:
+def summary(wanted: list[Cell], equal: dict[int, dict[str, str]], values: dict[str, Tensor], real: Features,
+            steps=STEPS) -> dict:
     """KID of each cell, and FID where there are 5,000 real images or more; the differences; and how near each sample
     already is to the one that its method draws from the same noise in the most steps."""
     features = {name: Features(v, real.space) for name, v in values.items()}
-    with_fid = len(real) >= 5000 and min(map(len, features.values())) >= GROUPS
-    last, rows = max(steps), []
+    count = min(map(len, features.values()))
+    known = {"kid": (metrics.kid, metrics.kid_difference)}
+    if len(real) >= 5000 and count >= GROUPS:
+        known["fid"] = (metrics.fid, metrics.fid_difference)
+    rows, differences = [], []
     for cell in wanted:
-        f = features[cell.name]
-        row = asdict(cell) | {"name": cell.name, "kid": numbers(metrics.kid(f, real))}
-        if with_fid:
-            row["fid"] = numbers(metrics.fid(f, real))
-        end = f"{cell.method}, T = {last}"
+        f, end = features[cell.name], f"{cell.method}, T = {max(steps)}"
+        row = asdict(cell) | {"name": cell.name} | {k: numbers(distance(f, real)) for k, (distance, _) in known.items()}
         if end in features and cell.name != end:
             row["to_the_end"] = numbers(mean((f.values - features[end].values).norm(dim=1)))
-        row["first"] = [round(v, 4) for v in f.values[:FIRST].mean(0).tolist()]
-        rows.append(row)
-    differences = []
+        rows.append(row | {"first": [round(v, 4) for v in f.values[:FIRST].mean(0).tolist()]})
     for a, b in pairs(wanted, equal, steps):
-        d = {"a": a, "b": b, "kid": numbers(metrics.kid_difference(features[a], features[b], real))}
-        differences.append(d | ({"fid": numbers(metrics.fid_difference(features[a], features[b], real))} if with_fid else {}))
-    return {"samples": len(next(iter(features.values()))), "real": len(real), "space": real.space, "latent_steps": LATENT_STEPS,
-            "first": FIRST, "cells": rows, "equal_cost": {str(T): e for T, e in equal.items()}, "differences": differences}
+        found = {k: numbers(difference(features[a], features[b], real)) for k, (_, difference) in known.items()}
+        differences.append({"a": a, "b": b} | found)
+    return {"samples": count, "real": len(real), "space": real.space, "latent_steps": LATENT_STEPS, "first": FIRST,
+            "cells": rows, "equal_cost": {str(T): e for T, e in equal.items()}, "differences": differences}
 
 
-def precision_check(exact: Subject, wanted: list[Cell], partial: Partial, real: Features, count: int = 100, seed: int = 0,
-                    batch_size: int = 50) -> dict:
+def precision_check(exact: Subject, wanted: list[Cell], partial: Partial, real: Features, count: int = 100,
+                    seed: int = 0, batch_size: int = 50) -> dict:
     """What lower precision does: KID of the first samples of one cell as they are in `partial`, of the same ones in
     float32, and the paired difference. The cell is the last with T = 20, if there is one."""
     cell = ([c for c in wanted if c.name.endswith(f", T = {SWEEP_STEPS}")] or wanted)[-1]
@@ -236,7 +226,8 @@ def precision_check(exact: Subject, wanted: list[Cell], partial: Partial, real: 
         index = torch.arange(start, min(start + batch_size, count))
         partial.extend({key: features_of(exact, [cell], index, seed)[cell.name]})
     low, full = (Features(partial.tensors[k][:count], real.space) for k in (cell.name, key))
-    return {"cell": cell.name, "samples": count, "kid": numbers(metrics.kid(low, real)), "kid_in_float32": numbers(metrics.kid(full, real)),
+    return {"cell": cell.name, "samples": count, "kid": numbers(metrics.kid(low, real)),
+            "kid_in_float32": numbers(metrics.kid(full, real)),
             "difference": numbers(metrics.kid_difference(low, full, real))}
 
 

@@ -38,16 +38,17 @@ def generators(s: Subject) -> dict:
     Raises:
         ValueError: models of images without attributes, or of another size than the real ones; no latent DPM.
     """
-    found = {kind: (latent, model) for kind, latent, model in (("pdae", s.latent, s.pdae), ("diffae", s.diffae_latent, s.diffae))
-             if model is not None and latent is not None}
     if s.data != "peeps" or s.shape[1] != 32:
-        raise ValueError(f"the small Table 3 is of peeps at 32×32, whose images have attributes; this model is of {s.data} at {s.shape[1]}")
+        raise ValueError("the small Table 3 is of peeps at 32×32, whose images have attributes; this model is of "
+                         f"{s.data} at {s.shape[1]}")
+    parts = {"pdae": (s.latent, s.pdae), "diffae": (s.diffae_latent, s.diffae)}
+    found = {kind: both for kind, both in parts.items() if None not in both}
     if not found:
         raise ValueError("Table 3 wants a latent DPM; give its file, made by `pdae latent`")
     return found
 
 
-# ---- the pool -------------------------------------------------------------------------------------------------------------
+# ---- the pool -------------------------------------------------------------------------------------------------------
 
 
 def drawn(latent, model, block: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -59,7 +60,8 @@ def drawn(latent, model, block: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def fill(s: Subject, count: int, partial: Partial, seed: int = 0, dtype: torch.dtype | None = None, progress: bool = False) -> None:
+def fill(s: Subject, count: int, partial: Partial, seed: int = 0, dtype: torch.dtype | None = None,
+         progress: bool = False) -> None:
     """Draw what `partial` lacks of `count` codes of each kind: "KIND|z" and "KIND|features" of their images, float16.
 
     The first images are decoded a second time by 25 steps of DDIM in float32: "KIND|slow", features, and "KIND|mse" to
@@ -76,13 +78,13 @@ def fill(s: Subject, count: int, partial: Partial, seed: int = 0, dtype: torch.d
                 more = {"z": z.half(), "features": extract(s.net, images).values.half()}
                 if block == 0:
                     slow = model.decode(z[:CHECKED].to(x_T), x_T[:CHECKED], steps=SLOW).clamp(-1, 1)
-                    more |= {"slow": extract(s.net, slow).values.half(), "mse": metrics.mse(slow, images[:CHECKED]).float()}
+                    more |= {"slow": extract(s.net, slow).values.half(), "mse": metrics.mse(slow, images[:CHECKED])}
                 partial.extend({f"{kind}|{name}": values for name, values in more.items()})
             bar.update(BLOCK)
     bar.close()
 
 
-# ---- figures --------------------------------------------------------------------------------------------------------------
+# ---- figures --------------------------------------------------------------------------------------------------------
 
 
 def labelled(column: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -93,9 +95,13 @@ def labelled(column: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return tuple(where[torch.randperm(len(where), generator=generator)] for where in both)
 
 
+def share(hits: Tensor) -> float:
+    """The mean of 0 and 1, or of False and True, to four digits."""
+    return round(float(hits.float().mean()), 4)
+
+
 class Bench:
-    """Everything that figures are made of: real images and their codes, and the first `count` of each pool in
-    `partial`."""
+    """All that figures are made of: real images and their codes, and the first `count` of each pool in `partial`."""
 
     def __init__(self, s: Subject, partial: Partial, count: int):
         self.kinds, self.net = tuple(generators(s)), s.net
@@ -109,18 +115,20 @@ class Bench:
                 partial.extend({name: make().half()})
             return partial.tensors[name].float()
 
-        self.real = Features(kept("real", lambda: extract(self.net, self.train).values), self.space, self.train.labels,
-                             self.train.attributes)
-        models = {kind: model for kind, (_, model) in generators(s).items()}
-        self.codes = {kind: kept(f"{kind}|codes", lambda m=m: encode_all(m, self.train)) for kind, m in models.items()}
-        self.held_out = {kind: kept(f"{kind}|held_out", lambda m=m: encode_all(m, self.test)) for kind, m in models.items()}
-        self.z, self.features = ({kind: partial.tensors[f"{kind}|{name}"][:count].float() for kind in models} for name in ("z", "features"))
-        self.slow, self.mse = ({kind: partial.tensors[f"{kind}|{name}"].float() for kind in models} for name in ("slow", "mse"))
+        def pooled(name: str, count: int | None = None) -> dict[str, Tensor]:
+            return {kind: partial.tensors[f"{kind}|{name}"][:count].float() for kind in self.kinds}
+
+        values = kept("real", lambda: extract(self.net, self.train).values)
+        self.real = Features(values, self.space, self.train.labels, self.train.attributes)
+        self.codes, self.held_out = ({kind: kept(f"{kind}|{name}", lambda m=model, x=images: encode_all(m, x))
+                                      for kind, (_, model) in generators(s).items()}
+                                     for name, images in (("codes", self.train), ("held_out", self.test)))
+        self.z, self.features = pooled("z", count), pooled("features", count)
+        self.slow, self.mse = pooled("slow"), pooled("mse")
 
     @functools.cache
     def of_class(self, attribute: str, value: int) -> tuple[Features, Features]:
-        """Fresh real images of a class: all, and those that a kernel distance takes. Kept, as they serve many
-        comparisons."""
+        """Fresh real images of a class: all, and those that a kernel distance takes; kept, as they serve many times."""
         real = self.reference.where(attribute, value)
         return real, real[:REAL]
 
@@ -133,7 +141,7 @@ class Bench:
     def scored(self, values: Tensor, attribute: str, value: int, fid: bool = True) -> dict:
         """A set of images by their features, against real ones of the class."""
         real, some = self.of_class(attribute, value)
-        found = {"n": len(values), "seen": round(float(self.seen(values, attribute, value).float().mean()), 4)}
+        found = {"n": len(values), "seen": share(self.seen(values, attribute, value))}
         if len(values) >= 20:
             kid = metrics.kid(Features(values[:MOST], self.space), some)
             found |= {"kid": round(kid.value, 4), "kid_half": round(kid.high - kid.value, 4)}
@@ -142,21 +150,20 @@ class Bench:
             found |= {"fid": round(d.value, 3), "fid_half": round(d.high - d.value, 3)}
         return found
 
-    def accepted(self, kind: str, p: Tensor, attribute: str, value: int, rule: str = "threshold", threshold: float = 0.5,
-                 fid: bool = False) -> dict:
+    def accepted(self, kind: str, p: Tensor, attribute: str, value: int = 1, rule: str = "threshold",
+                 threshold: float = 0.5, fid: bool = False) -> dict:
         """The pool's images whose codes have a probability that is accepted."""
         keep = few_shot.accept(p, rule, threshold, torch.Generator().manual_seed(0))
         if not bool(keep.any()):
             return {"rate": 0.0, "n": 0}
-        return {"rate": round(float(keep.float().mean()), 4)} | self.scored(self.features[kind][keep], attribute, value, fid)
+        return {"rate": share(keep)} | self.scored(self.features[kind][keep], attribute, value, fid)
 
     def on_real(self, kind: str, known: few_shot.FewShot, attribute: str) -> dict:
         """The same classifier on codes of held-out images: the share accepted, and how many of these are right."""
         keep = known.probability(self.held_out[kind]) > 0.5
-        right = self.test.column(attribute)[keep].float().mean() if bool(keep.any()) else torch.tensor(0.0)
-        return {"rate": round(float(keep.float().mean()), 4), "right": round(float(right), 4)}
+        return {"rate": share(keep), "right": share(self.test.column(attribute)[keep]) if bool(keep.any()) else 0.0}
 
-    # ---- classifiers --------------------------------------------------------------------------------------------------
+    # ---- classifiers ------------------------------------------------------------------------------------------------
 
     def binary(self, kind: str, attribute: str, seed: int, count: int = LABELS) -> few_shot.FewShot:
         """From count/2 codes with the attribute and count/2 without it."""
@@ -175,55 +182,53 @@ class Bench:
 
 def measure(b: Bench, attribute: str, draws: int = DRAWS) -> dict:
     """All figures of one attribute; lists are over draws of labels."""
-    column = b.train.column(attribute)
+    column, seeds = b.train.column(attribute), range(draws)
     prior = float(column.float().mean())
     out = {"share_in_training": round(prior, 4), "classes": {}, "counts": {}, "thresholds": {}, "rules": {}}
     for value in (1, 0):
-        own = [labelled(column, seed)[1 - value] for seed in range(draws)]
+        own, real = [labelled(column, seed)[1 - value] for seed in seeds], b.real.values
         mixed = torch.randperm(len(column), generator=torch.Generator().manual_seed(1))
-        rows = {"real, of the class": b.scored(b.real.values[own[0]], attribute, value),
-                "real, of all classes": b.scored(b.real.values[mixed], attribute, value),
-                "labelled, 50": [b.scored(b.real.values[places[:50]], attribute, value) for places in own],
-                "labelled, 100": [b.scored(b.real.values[places[:100]], attribute, value) for places in own]}
+        rows = {"real, of the class": b.scored(real[own[0]], attribute, value),
+                "real, of all classes": b.scored(real[mixed], attribute, value),
+                "labelled, 50": [b.scored(real[places[:50]], attribute, value) for places in own],
+                "labelled, 100": [b.scored(real[places[:100]], attribute, value) for places in own]}
         for kind in b.kinds:
-            z = b.z[kind]
-            rows[f"{kind}, unselected"] = b.scored(b.features[kind], attribute, value)
-            rows[f"{kind}, binary"] = [b.accepted(kind, b.binary(kind, attribute, seed).probability(z, value), attribute, value, fid=True)
-                                       for seed in range(draws)]
-            rows[f"{kind}, PU"] = []
-            for seed in range(draws):
-                known = b.pu(kind, attribute, value, seed)
-                rows[f"{kind}, PU"].append({"c": round(known.c, 5)} | b.accepted(kind, known.probability(z), attribute, value, fid=True))
+            of = functools.partial(b.accepted, kind, attribute=attribute, value=value, fid=True)
+            both, pu = ([fit(seed) for seed in seeds] for fit in (functools.partial(b.binary, kind, attribute),
+                                                                  functools.partial(b.pu, kind, attribute, value)))
+            rows |= {f"{kind}, unselected": b.scored(b.features[kind], attribute, value),
+                     f"{kind}, binary": [of(x.probability(b.z[kind], value)) for x in both],
+                     f"{kind}, PU": [{"c": round(x.c, 5)} | of(x.probability(b.z[kind])) for x in pu]}
         out["classes"][str(value)] = rows
     for kind in b.kinds:
-        z = b.z[kind]
-        known = {n: [b.binary(kind, attribute, seed, n) for seed in range(draws)] for n in COUNTS}
-        out["counts"][kind] = {str(n): [b.accepted(kind, x.probability(z), attribute, 1) for x in known[n]] for n in COUNTS}
-        p = [x.probability(z) for x in known[LABELS]]
-        out["thresholds"][kind] = {str(t): [b.accepted(kind, x, attribute, 1, threshold=t) for x in p] for t in THRESHOLDS}
+        of = functools.partial(b.accepted, kind, attribute=attribute)
+        known = {n: [b.binary(kind, attribute, seed, n).probability(b.z[kind]) for seed in seeds] for n in COUNTS}
+        p = known[LABELS]
         true = [few_shot.with_prior(x, prior) for x in p]
-        out["rules"][kind] = {rule: [b.accepted(kind, x, attribute, 1, rule.split()[0]) for x in (true if "prior" in rule else p)]
+        out["counts"][kind] = {str(n): [of(x) for x in known[n]] for n in COUNTS}
+        out["thresholds"][kind] = {str(t): [of(x, threshold=t) for x in p] for t in THRESHOLDS}
+        out["rules"][kind] = {rule: [of(x, rule=rule.split()[0]) for x in (true if "prior" in rule else p)]
                               for rule in RULES}
     return out
 
 
 def on_real_codes(b: Bench, draws: int = DRAWS) -> dict:
     """attribute → kind → number of labels → what the classifiers of `measure` do on codes of real images."""
-    return {a: {kind: {str(n): [b.on_real(kind, b.binary(kind, a, seed, n), a) for seed in range(draws)] for n in COUNTS}
-                for kind in b.kinds} for a in ATTRIBUTES}
+    return {a: {kind: {str(n): [b.on_real(kind, b.binary(kind, a, seed, n), a) for seed in range(draws)]
+                       for n in COUNTS} for kind in b.kinds} for a in ATTRIBUTES}
 
 
 def checks(b: Bench) -> dict:
-    """The pool's quick decoding against 25 steps of DDIM in float32, from the same codes and noises; and what tests
+    """The pool's quick decoding against 25 steps of DDIM in float32 from the same codes and noises, and what tests
     recompute."""
     out = {}
     for kind in b.kinds:
-        slow, fast = b.slow[kind], b.features[kind][:CHECKED]
-        kid = {name: metrics.kid(Features(x, b.space), b.reference[:REAL]) for name, x in (("fast", fast), ("slow", slow))}
+        made = {"fast": b.features[kind][:CHECKED], "slow": b.slow[kind]}
+        kid = {name: metrics.kid(Features(x, b.space), b.reference[:REAL]) for name, x in made.items()}
         p = b.binary(kind, "mask", 0).probability(b.z[kind][:BLOCK])
-        out[kind] = {"images": len(slow), "mse": round(float(b.mse[kind].mean()), 6),
+        out[kind] = {"images": len(b.slow[kind]), "mse": round(float(b.mse[kind].mean()), 6),
                      **{f"kid_{k}": [round(v, 4) for v in (x.value, x.low, x.high)] for k, x in kid.items()},
-                     "agree": {a: round(float((b.seen(fast, a, 1) == b.seen(slow, a, 1)).float().mean()), 4) for a in ATTRIBUTES},
+                     "agree": {a: share(torch.eq(*(b.seen(x, a, 1) for x in made.values()))) for a in ATTRIBUTES},
                      "first_features": [[round(float(v), 2) for v in row[:8]] for row in b.features[kind][:4]],
                      "first_block_accepted": int((p > 0.5).sum())}
     return out

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from cards import draw, file_facts, shown
 from evaluate import thinned
+from measurements import likeness
 from torch import Tensor
 
 import pdae_lite
@@ -76,15 +77,9 @@ def images(s: Subject, n: int) -> dict:
     """The images against held-out ones, beside training images against them."""
     drawn, y = s.draw(n, 7)
     made, test, train = (extract(s.net, x) for x in (drawn, s.test.floats(), s.train.floats()))
-    real = metrics.reference(s.name)
     near = metrics.memorisation(made, train, test)
-    out = {"count": n, "steps": s.steps, "space": made.space, "kid": metrics.kid(made, real).to_dict(),
-           "kid_of_training_images": metrics.kid(train[:n], real).to_dict(), "copies_ratio": near.ratio.to_dict()}
-    for key, features in (("", made), ("_of_training_images", train[:n])):
-        found = metrics.precision_recall(features, test[:n])
-        out |= {f"precision{key}": found.precision.to_dict(), f"recall{key}": found.recall.to_dict()}
-    if len(real) >= 5000:
-        out |= {"fid": metrics.fid(made, real).to_dict(), "fid_of_training_images": metrics.fid(train[:n], real).to_dict()}
+    out = {"count": n, "steps": s.steps, "space": made.space, "copies_ratio": near.ratio.to_dict()}
+    out |= likeness(made, train, test, metrics.reference(s.name), n)
     if y is not None:
         with torch.no_grad():
             out["of_the_class"] = metrics.proportion(torch.cat([s.net(x) for x in drawn.split(250)]).argmax(1) == y).to_dict()

@@ -10,6 +10,7 @@ from pdae_lite import data, losses, metrics, sampling
 from pdae_lite.applications.attributes import LinearProbe, encode_all
 from pdae_lite.autoencoder import Autoencoder
 from pdae_lite.checkpoint import load_model
+from pdae_lite.evaluation.checks import own_error
 from pdae_lite.metrics.features import FeatureNet, Features, extract
 from pdae_lite.pdae import PDAE
 
@@ -70,8 +71,7 @@ class Subject:
 
     def error(self, x: Tensor, ts: list[int], which: str) -> Tensor:
         """E‖ε − ε̂‖² of the model, or of the DPM alone, at each t."""
-        made = {"dpm": lambda v: self.dpm, "model": lambda v: self.model.trained_denoiser(self.model.encode(v))}[which]
-        return losses.noise_error(made, x, self.model.schedule, ts)
+        return own_error(self.model, x, ts) if which == "model" else losses.noise_error(lambda v: self.dpm, x, self.model.schedule, ts)
 
 
 # ---- noise errors: fill, nats, overfitting ------------------------------------------------------------------------------
@@ -177,24 +177,28 @@ def drawn(s: Subject, n: int, seed: int) -> Tensor:
     return torch.cat([sampling.ddim(s.dpm, x, s.model.schedule, steps=s.counts.steps) for x in x_T.split(125)])
 
 
+def likeness(generated: Features, train: Features, test: Features, real: Features, n: int) -> dict:
+    """How like real images n generated ones are, and, beside it, n training images."""
+    out = {}
+    for key, made in (("", generated), ("_of_training_images", train[:n])):
+        found = metrics.precision_recall(made, test[:n])
+        out |= {f"precision{key}": found.precision.to_dict(), f"recall{key}": found.recall.to_dict(),
+                f"kid{key}": metrics.kid(made, real).to_dict()}
+        if len(real) >= 5000:  # a Fréchet distance from fewer is mostly bias
+            out[f"fid{key}"] = metrics.fid(made, real).to_dict()
+    return out
+
+
 def samples(s: Subject) -> dict:
     """The DPM alone: are its images like held-out ones, and no copies of training images?"""
     n = min(s.counts.samples, len(s.test))
     generated, test, train = (s.space(x, "class") for x in (drawn(s, n, 7), s.test.floats(), s.train.floats()))
     fresh = (data.ASSETS / f"{s.name}_reference.npz.xz").is_file()
     real = metrics.reference(s.name) if fresh else test
-    precision, recall = metrics.precision_recall(generated, test[:n])
-    baseline = metrics.precision_recall(train[:n], test[:n])
     near = metrics.memorisation(generated, train, test)
-    out = {"count": n, "sampler": f"DDIM, {s.counts.steps} steps, DPM alone", "space": test.space,
-           "precision": precision.to_dict(), "recall": recall.to_dict(),
-           "precision_of_training_images": baseline.precision.to_dict(), "recall_of_training_images": baseline.recall.to_dict(),
-           "distance_to_nearest_training_image": near.generated.to_dict(), "the_same_for_held_out_images": near.held_out.to_dict(),
-           "ratio": near.ratio.to_dict(), "kid": metrics.kid(generated, real).to_dict(), "kid_of_training_images":
-               metrics.kid(train[:n], real).to_dict()}
-    if len(real) >= 5000:  # a Fréchet distance from fewer is mostly bias
-        out |= {"fid": metrics.fid(generated, real).to_dict(), "fid_of_training_images": metrics.fid(train[:n], real).to_dict()}
-    return out
+    return {"count": n, "sampler": f"DDIM, {s.counts.steps} steps, DPM alone", "space": test.space,
+            "distance_to_nearest_training_image": near.generated.to_dict(), "the_same_for_held_out_images": near.held_out.to_dict(),
+            "ratio": near.ratio.to_dict()} | likeness(generated, train, test, real, n)
 
 
 def pictures(s: Subject) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
@@ -364,6 +366,21 @@ def test_a_set_against_itself_is_a_set_against_its_copy():
     assert metrics.kid(f, f).value < 0  # unbiased from two sets of one distribution, these share every image
 
 
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(20, 60), st.integers(20, 60), st.integers(1, 6), st.floats(-3, 3), st.integers(0, 10**6))
+def test_what_holds_of_every_distance(n, m, d, shift, seed):
+    """Symmetric, blind to the order of images, and inside its own interval; a difference with itself is 0."""
+    a, b = pairable(n, shift, seed, d), pairable(m, 0, seed + 1, d)
+    mixed = Features(a.values[torch.randperm(n, generator=torch.Generator().manual_seed(seed))])
+    for distance in (metrics.kid, metrics.fid):
+        e, other = distance(a, b), distance(b, a)
+        assert e.low <= e.value <= e.high and e.n == (n, m) and other.value == pytest.approx(e.value, rel=1e-6, abs=1e-6)
+        assert distance(mixed, b).value == pytest.approx(e.value, rel=1e-6, abs=1e-6)
+    for difference in (metrics.kid_difference, metrics.fid_difference):
+        assert difference(a, a, b).value == 0
+    assert metrics.kid(mixed, b).high == pytest.approx(metrics.kid(a, b).high, rel=1e-6, abs=1e-6)
+
+
 # ---- classes of samples -------------------------------------------------------------------------------------------
 
 
@@ -391,7 +408,23 @@ def test_class_score_of_clear_and_unclear_classes():
     (lambda: metrics.precision_recall(gaussian(9), gaussian(3)), "k=3; want 1 … 2, less than either number of images"),
     (lambda: metrics.precision_recall(gaussian(9), gaussian(9), k=0), "k=0; want 1 … 8"),
     (lambda: metrics.statistics(gaussian(1)), "one image has no covariance"),
+    (lambda: metrics.class_score(gaussian(9) / 0), "logits hold NaN or infinite values"),
+    (lambda: metrics.LinearGaussian((images(9) * 100).to(torch.uint8), 2), "9 images of torch.uint8; want at least 2, float"),
+    (lambda: metrics.LinearGaussian(images(9) / 0, 2), "x_0 holds NaN or infinite values"),
+    (lambda: metrics.LinearGaussian(images(9, 2), 13), "z_dim=13; want 0 … 12"),
+    (lambda: metrics.principal_components(gaussian(9), 5), r"x is torch.float32 \[9, 4\], k=5; want float \[M, D\] and 1 ≤ k"),
 ])
 def test_features_that_cant_be_compared(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_principal_components_leave_the_callers_random_state_alone():
+    x = torch.randn(40, 2049, generator=torch.Generator().manual_seed(1))  # so wide that it is done by random projection
+    x[:, :3] *= 100  # three strong directions
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    basis = metrics.principal_components(x, 3)
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(metrics.principal_components(x, 3), basis)
+    exact = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[:3].T
+    assert torch.linalg.svdvals(basis.T @ exact).min() > 0.999  # the same space
