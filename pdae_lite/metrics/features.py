@@ -96,8 +96,8 @@ class FeatureNet(Saved):
         size = self.config.image_size
         check_images(x, self.config.in_channels, 1, "x")
         if x.shape[2] != x.shape[3] or x.shape[2] % size:
-            raise ValueError(f"x is {x.shape[2]}×{x.shape[3]}; the network for {self.config.name} takes {size}×{size}, or "
-                             "multiples of it")
+            raise ValueError(f"x is {x.shape[2]}×{x.shape[3]}; the network for {self.config.name} takes {size}×{size}, "
+                             "or multiples of it")
         if x.shape[2] > size:
             x = nn.functional.avg_pool2d(x, x.shape[2] // size)
         shape = self.convolutions(x)

@@ -7,7 +7,7 @@ from ..schedule import NoiseSchedule
 
 
 def principal_components(x: Tensor, k: int) -> Tensor:
-    """The first k principal directions [D, k] of images float [M, D], 1 ≤ k ≤ M, D; by random projection where D > 2048.
+    """The first k principal directions [D, k] of images float [M, D], 1 ≤ k ≤ M, D; by random projection if D > 2048.
 
     Raises:
         ValueError: other images, or a k that is too large.

@@ -10,13 +10,13 @@ from .subject import Subject
 
 BLOCK = 250  # samples between two records of Table 2
 FIRST = 4  # images of Table 1 whose errors are stored, to be computed again
-TABLE_1 = ("held-out images rebuilt in T steps by the library's defaults; the inferred x_T in T more; first: MSE of the "
-           "first images")
+TABLE_1 = ("held-out images rebuilt in T steps by the library's defaults; the inferred x_T in T more; first: MSE of "
+           "the first images")
 TABLE_2 = ("samples i of all methods from x_T = counter_rng.normal(seed, 0, i), z_T = counter_rng.normal(seed, 1, i); "
-           "PDAE with the plain DPM where t < off_last * 1000; DDIM; cost in GFLOP of an image; first: mean features of "
-           "the first samples; differences are paired")
-TABLE_3 = ("few-shot conditional generation; lists are over draws of labels; 'half' is half of a 95 % interval; n: images "
-           "accepted")
+           "PDAE with the plain DPM where t < off_last * 1000; DDIM; cost in GFLOP of an image; first: mean features "
+           "of the first samples; differences are paired")
+TABLE_3 = ("few-shot conditional generation; lists are over draws of labels; 'half' is half of a 95 % interval; n: "
+           "images accepted")
 
 
 def reconstruction(kept: Kept, s: Subject, steps: list[int], count: int = 50, seed: int = 0, batch_size: int = 50,
