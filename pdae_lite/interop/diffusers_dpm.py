@@ -89,7 +89,8 @@ class DiffusersDPM(NoisePredictor):
         check_images(x_t, self.config.in_channels, self.config.size_multiple, "x_t")
         constants = {name: _cast(getattr(self, name), self.dtype) for name in self.constants}
         constants = {name: value.repeat(len(x_t), *[1] * (value.ndim - 1)) for name, value in constants.items()}
-        times = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
+        times = torch.as_tensor(t, device=x_t.device).reshape(-1)  # one for all is embedded once
+        times = times.expand(len(x_t)) if constants else times
         return CutFeatures(x_t, t, **self.cut.lower(self.unet, x_t.to(self.dtype), times, constants))
 
     def head(self, features: CutFeatures) -> Tensor:
