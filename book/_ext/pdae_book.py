@@ -200,7 +200,7 @@ def setup(app):
     app.add_config_value("pdae_branch", "main", "html")
     app.connect("config-inited", public_url, priority=100)
     app.connect("autodoc-process-docstring", as_rest, priority=100)
-    app.connect("env-updated", number_equations)
+    app.connect("env-check-consistency", number_equations)  # later than Sphinx numbers them
     app.connect("env-updated", find_terms)
     app.connect("doctree-resolved", link_code)
     app.connect("doctree-resolved", link_terms)

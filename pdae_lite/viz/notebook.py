@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib import pyplot as plt
 
-__all__ = ["TICK", "Shown", "claim", "say", "source", "table", "caption"]
+__all__ = ["TICK", "Shown", "claim", "say", "source", "source_of", "table", "caption"]
 
 TICK, OPEN_ROWS = "✓ ", 7
 
@@ -46,11 +46,16 @@ def say(markdown: str) -> None:
 
 def source(thing) -> None:
     """Show the library's own code of a class, method or function, its docstring left out."""
+    say(source_of(thing))
+
+
+def source_of(thing) -> str:
+    """The code that `source` shows, as Markdown."""
     code = inspect.cleandoc("\n" + inspect.getsource(thing))
-    if thing.__doc__:
+    if thing.__doc__ and '"""' in code:
         before, _, after = code.partition('"""')
         code = before.rstrip() + "\n" + after.partition('"""')[2].lstrip("\n")
-    say(f"```python\n{code.strip()}\n```")
+    return f"```python\n{code.strip()}\n```"
 
 
 def table(rows: Sequence[Sequence], columns: Sequence[str], *, caption: str, units: Mapping[str, str] | None = None,

@@ -85,7 +85,8 @@ def decimals(output) -> int:
             return 0
         text = data.get("text/html") or data.get("text/markdown") or data.get("text/plain", "")
         if "text/html" in data:
-            text = re.sub(r"<details>.*?</details>|<div class=.frames.>.*?</div>|<style>.*?</style>|<script>.*?</script>", " ", text, flags=re.S)
+            unseen = "<details>.*?</details>|<div class=.frames.>.*?</div>|<style>.*?</style>|<script>.*?</script>"
+            text = re.sub(unseen, " ", text, flags=re.S)
             text = html.unescape(re.sub(r"<[^>]*>", " ", text))
         text = re.sub(r"```.*?```", " ", text, flags=re.S)
     return len(re.findall(r"(?<![\w.])\d*\.\d+(?![\w.]*\.\d)", text))
