@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..applications.latent import latent_codes
+from ..applications.warm_start import warm_encoder
 from ..autoencoder import load_autoencoder
 from ..checkpoint import best_device, model_file
 from ..data import sources
@@ -17,7 +18,6 @@ from ..pdae import PDAE
 from ..presets import PRESETS, STAGES
 from ..storage import file_digest
 from ..training.loop import join_processes, train
-from ..training.warm import warm_encoder
 from .output import place
 from .settings import SEED, UsageError, number, override
 

@@ -78,7 +78,7 @@ class PictureSet(Dataset, ABC):
 
         self.scale.settle(some(), str(self))
 
-    def _facts(self) -> tuple:
+    def facts(self) -> tuple:
         """What the fingerprints of all kinds hold."""
         return self.crop, self.background, self.scale.value_range, *sorted(self.scale.guesses.items())
 
@@ -160,7 +160,7 @@ class FolderImages(PictureSet):
     def fingerprint(self) -> str:
         """SHA-256 of the files' names below the folder and their sizes."""
         names = (part for p in self.paths for part in (p.relative_to(self.root).as_posix(), p.stat().st_size))
-        return digest(*self._facts(), *names)
+        return digest(*self.facts(), *names)
 
     def _open(self, i: int) -> Path:
         return self.paths[i]

@@ -31,7 +31,7 @@ class LMDBImages(PictureSet):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the keys."""
-        return digest(*self._facts(), self.prefix, self.digits, self.numbers.tobytes())
+        return digest(*self.facts(), self.prefix, self.digits, self.numbers.tobytes())
 
     def _open(self, i: int):
         with _environment(self.path).begin() as transaction:

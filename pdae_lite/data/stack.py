@@ -36,7 +36,7 @@ class Stack(PictureSet):
     def fingerprint(self) -> str:
         """SHA-256 of shape and type, and of nine of the images."""
         some = np.linspace(0, len(self.array) - 1, 9).astype(int)
-        return digest(*self._facts(), self.array.shape, self.array.dtype.str, *(self.array[i].tobytes() for i in some))
+        return digest(*self.facts(), self.array.shape, self.array.dtype.str, *(self.array[i].tobytes() for i in some))
 
     def _open(self, i: int) -> Picture:
         from PIL import Image

@@ -58,7 +58,7 @@ class TorchvisionCelebA(PictureSet):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the files' names and the labels."""
-        return digest(*self._facts(), *self.source.filename, self.labels.numpy().tobytes())
+        return digest(*self.facts(), *self.source.filename, self.labels.numpy().tobytes())
 
     def _open(self, i: int):
         return self.source[i][0]

@@ -2,6 +2,5 @@
 from .config import TrainConfig, TrainResult
 from .loop import default_loss, learning_rate, train, train_in_turns
 from .resume import TrainingError
-from .warm import warm_encoder
 
-__all__ = ["TrainConfig", "TrainResult", "TrainingError", "default_loss", "learning_rate", "train", "train_in_turns", "warm_encoder"]
+__all__ = ["TrainConfig", "TrainResult", "TrainingError", "default_loss", "learning_rate", "train", "train_in_turns"]

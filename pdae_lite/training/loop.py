@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
 
 from .. import counter_rng
 from ..checkpoint import check_references, describe, save_model, write_text
 from ..data.items import fingerprint
 from ..progress import progress_bar
 from ..schedule import NoiseSchedule
+from ..warning import PDAEWarning
 from .batches import Batches
 from .config import TrainConfig, TrainResult
 from .resume import Average, RunState, TrainingError, first_values, frozen_digest, guard, stop_after_step
@@ -196,7 +197,7 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
                      "images_per_second": round((step - first) * config.batch_size / (now - clock), 1)}
             if int(skipped):
                 entry["skipped"] = int(skipped)
-                tqdm.write(f"step {step}: {int(skipped)} non-finite batches skipped since step {since}")
+                warnings.warn(f"step {step}: {int(skipped)} non-finite batches skipped since step {since}", PDAEWarning, stacklevel=2)
             if callback is not None:
                 model.eval()
                 entry |= {k: v.item() if hasattr(v, "item") else v for k, v in (callback(step, model) or {}).items()}

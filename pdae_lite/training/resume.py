@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
-from tqdm.auto import tqdm
 
 from ..checkpoint import CheckpointError, build, describe, read, write
+from ..warning import PDAEWarning
 
 
 class TrainingError(RuntimeError):
@@ -152,7 +153,7 @@ class RunState:
             try:
                 tensors, header = read(path)
             except CheckpointError as e:
-                tqdm.write(f"{e}; {'trying the checkpoint before it' if paths[i + 1:] else 'starting anew'}")
+                warnings.warn(f"{e}; {'trying the checkpoint before it' if paths[i + 1:] else 'starting anew'}", PDAEWarning, stacklevel=2)
                 continue
             self._check(path, header)
             groups: dict[str, dict] = {"model": {}, "ema": {}, "optimizer": {}}

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 import pdae_lite
 from pdae_lite import data, losses, metrics
 from pdae_lite.applications.attributes import LinearProbe, encode_all
+from pdae_lite.applications.warm_start import PlainAutoencoder
 from pdae_lite.checkpoint import tensors_digest, write_text
 from pdae_lite.networks.encoder import UNetEncoder
-from pdae_lite.networks.plain import PlainAutoencoder
 from pdae_lite.networks.unet import UNet, UNetConfig
 from pdae_lite.pdae import PDAE
 from pdae_lite.presets import DIGITS, Preset

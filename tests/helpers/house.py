@@ -18,8 +18,9 @@ LEVELS = [
     {"autoencoder", "pdae", "guidance", "diffae", "speed"},
     {"data"},
     {"training"},
-    {"metrics", "interop"},
+    {"metrics"},
     {"applications"},
+    {"interop"},  # whose files hold latent DPMs and probes, too
     {"presets"},
     {"evaluation"},
     {"reproduction"},

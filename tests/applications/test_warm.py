@@ -3,9 +3,9 @@ import pytest
 import torch
 from training_runs import data
 
+from pdae_lite.applications.warm_start import PlainAutoencoder, warm_encoder
 from pdae_lite.networks.encoder import EncoderConfig, LabelEncoder, SemanticEncoder
-from pdae_lite.networks.plain import PlainAutoencoder
-from pdae_lite.training import TrainConfig, warm_encoder
+from pdae_lite.training import TrainConfig
 
 CONFIG = TrainConfig(batch_size=10, lr=3e-3)
 
