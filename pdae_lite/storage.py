@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -68,9 +69,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt") as f:
-            meta = f.metadata() or {}
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
+        meta, tensors = _contents(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as e:
         reason = str(e).splitlines()[0]
         raise CheckpointError(f"{path}: not a complete safetensors file ({reason}); copy or train it again") from None
@@ -85,6 +84,18 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     if digest != tensors_digest(tensors, header):
         raise CheckpointError(f"{path}: checksum mismatch, the file is damaged; copy or train it again")
     return tensors, json.loads(header)
+
+
+def _contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # a name that isn't UTF-8, which safetensors can't open
+        data = path.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return header.get("__metadata__", {}), from_bytes(data)
+    with safe_open(path, framework="pt") as f:
+        return f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
 
 
 def file_digest(path: str | os.PathLike) -> str:

@@ -10,6 +10,7 @@ from PIL import Image
 from pdae_lite import data
 from pdae_lite.checkpoint import load_model, read
 from pdae_lite.commands import main
+from pdae_lite.data.builtin import Images
 from pdae_lite.data.sources import SYNTAX, LMDBConfig, open_source
 from pdae_lite.pdae import PDAE
 from pdae_lite.presets import PRESETS
@@ -258,7 +259,7 @@ def test_sources(photos, tmp_path, monkeypatch):
 
     def torchvision_set(name, split, root, download, size):
         seen.append((name, split, root, download, size))
-        return [torch.zeros(3, size, size, dtype=torch.uint8)]
+        return Images(torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
 
     monkeypatch.setattr("pdae_lite.data.sources.torchvision_set", torchvision_set)
     for spec, download in (("torchvision:celeba", False), ("torchvision:celeba:/a:b", True)):

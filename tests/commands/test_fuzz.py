@@ -58,6 +58,16 @@ def options(command: str) -> list[argparse.Action]:
     return [a for a in parser._actions if a.dest not in LEFT_OUT]
 
 
+def parsed(kind):
+    """What a type of the command line makes of a number that it takes."""
+    for text in ("3", "20", "0.5"):
+        try:
+            return kind(text)
+        except argparse.ArgumentTypeError:
+            continue
+    return "[0-9]"
+
+
 def values(action: argparse.Action, command: str):
     """A strategy for one value: mostly a good one."""
     if action.dest == "settings":
@@ -69,7 +79,7 @@ def values(action: argparse.Action, command: str):
     elif action.choices is not None:
         pool = [str(c) for c in action.choices], ["other", ""]
     else:
-        whole = "[0-9]" if action.type is None else action.type("3")
+        whole = "[0-9]" if action.type is None else parsed(action.type)
         pool = POOLS.get(action.dest) or (INTEGERS if isinstance(whole, int) else NUMBERS if isinstance(whole, float) else INTEGERS)
     good, bad = pool
     return st.sampled_from(bad) if not good else st.one_of(*[st.sampled_from(good)] * 5, st.sampled_from(bad))

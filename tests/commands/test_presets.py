@@ -219,11 +219,11 @@ def test_override_changes_what_it_names_and_nothing_else():
     ("unet.attention_downsampling=1.5", "want integers separated by commas"),
     ("unet.data_range=0", "want 2 numbers separated by commas or none"),
     ("train.gamma=x", "want a number or none"),
-    ("train.steps=0", "steps=0; want at least 1"),
+    ("train.steps=0", "steps=0; want a whole number of at least 1"),
     ("unet.image_size=20", "image_size=20; want a multiple of 8"),
 ])
 def test_settings_that_are_wrong_say_so_in_one_line(setting, says):
     with pytest.raises(ValueError) as e:
         override(PRESETS["peeps"], [setting], STAGES["pretrain"])
     assert says in str(e.value) and "\n" not in str(e.value)
-    assert isinstance(e.value, UsageError) or says in ("steps=0; want at least 1", "image_size=20; want a multiple of 8")
+    assert isinstance(e.value, UsageError) or says in ("steps=0; want a whole number of at least 1", "image_size=20; want a multiple of 8")
