@@ -110,8 +110,8 @@ def check_partner(args, kind: str, file: Path, metadata: dict) -> None:
     if made_for is None:
         warnings.warn(f"{file} doesn't say which model's codes it is for; {args.model}'s are assumed", PDAEWarning)
     elif made_for != own and not args.force:
-        raise UsageError(f"{file} is for the codes of another model than {args.model} (SHA-256 {str(made_for)[:12]}… for "
-                         f"{own[:12]}…); make another {kind}, or add --force")
+        raise UsageError(f"{file} is for the codes of another model than {args.model} (SHA-256 {str(made_for)[:12]}… "
+                         f"for {own[:12]}…); make another {kind}, or add --force")
 
 
 # ---- files --------------------------------------------------------------------------------------------------------

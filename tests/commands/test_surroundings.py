@@ -87,7 +87,7 @@ def test_names_that_are_not_utf8(here):
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_poor_encodings_lose_nothing(here, encoding):
-    for command in ("presets", "doctor pdae.safetensors --data photos --images 10 --checks reconstruction --json d.json"):
+    for command in ("presets", "doctor pdae.safetensors --data photos --images 10 --checks fill --json d.json"):
         done = shell(f"{sys.executable} -m pdae_lite {command}", here, PYTHONIOENCODING=encoding)
         assert done.returncode == 0, done.stderr
     assert json.loads((here / "d.json").read_text())["findings"] and b"\\u" in done.stdout + shell(
@@ -101,8 +101,6 @@ def test_a_full_stdout_is_said(here):
 
 
 def test_a_library_warning_is_one_line(here, capsys):
-    for i in range(4):  # enough without it
-        shutil.copy(here / "classes/b/1.png", here / f"classes/b/more{i}.png")
     (here / "classes/a/0.png").write_bytes(b"no image")
     assert run("probe", "--model", "pdae.safetensors", "--data", "classes:classes", "--l2", 1, "--out", "p.safetensors") == 0
     err = capsys.readouterr().err
@@ -190,21 +188,21 @@ def never(*args, **kwargs):
 ])
 def test_outputs_are_looked_at_before_the_work_begins(argv, says, here, capsys, monkeypatch):
     for place in ("pictures.load_model", "pictures.load_autoencoder", "doctor.load_autoencoder", "evaluate.load_autoencoder",
-                  "tables.Subject", "train.load_autoencoder", "train.load_dpm", "pictures.LinearProbe"):
+                  "tables.Subject", "train.load_autoencoder", "train.load_dpm"):
         monkeypatch.setattr(f"pdae_lite.commands.{place}", never)
     monkeypatch.setattr("pdae_lite.data.sources.open_source", never)
     (here / "run").mkdir()
     shutil.copy("pdae.safetensors", "run/model.safetensors")
     os.link("two.jpg", "link.png")
-    before = {p: p.stat().st_mtime_ns for p in here.rglob("*")}
+    before = {p: p.is_file() and p.stat().st_mtime_ns for p in here.rglob("*")}
     assert says in fails(capsys, *argv)
-    assert {p: p.stat().st_mtime_ns for p in here.rglob("*")} == before
+    assert {p: p.is_file() and p.stat().st_mtime_ns for p in here.rglob("*")} == before
 
 
 def test_outputs_of_commands_are_written_anew(here, capsys):
     for _ in range(2):
         assert run(*SAMPLE, "--out", "s.png", "--each", "each") == 0
-        assert run("doctor", "pdae.safetensors", "--data", "photos", "--images", 10, "--checks", "rebuilds", "--json", "d.json") == 0
+        assert run("doctor", "pdae.safetensors", "--data", "photos", "--images", 10, "--checks", "fill", "--json", "d.json") == 0
         assert run("evaluate", "--model", "pdae.safetensors", "--data", "photos", "--count", 2, "--steps", 2, "--json", "e.json") == 0
         assert run("probe", "--model", "pdae.safetensors", "--data", "classes:classes", "--l2", 1, "--out", "p.safetensors") == 0
 
@@ -216,7 +214,7 @@ def test_outputs_of_commands_are_written_anew(here, capsys):
 def test_nan_is_never_written_as_black(argv, here, capsys):
     extra = ["-n", 2, "--each", "each"] if argv[0] == "sample" else []
     assert run(*argv, *extra, "--model", "broken.safetensors", "--steps", 2, "--out", "x.png") == 2
-    assert "NaN or infinity, and aren't written" in capsys.readouterr().err
+    assert "NaN" in capsys.readouterr().err
     assert not list(here.glob("x.*")) and not list(here.glob("each/*"))
 
 

@@ -54,7 +54,8 @@ def fill(folder: Path) -> Path:
         model = pdae(seed)
         if name == "broken":
             with torch.no_grad():
-                model.dpm.out[-1].bias.fill_(torch.nan)
+                for p in (*model.dpm.parameters(), *model.estimator.parameters()):
+                    p.fill_(torch.nan)
         model.save(folder / f"{name}.safetensors", {"data": str(folder / "photos")})
     save_model(folder / "dpm.safetensors", pdae().dpm)
     for name, make in (("latent", latent), ("probe", probe)):
@@ -62,7 +63,7 @@ def fill(folder: Path) -> Path:
         part.save(folder / f"{name}.safetensors", facts)
         make()[0].save(folder / f"old_{name}.safetensors")  # of an older version, which said nothing of the model
         make(z_dim=3)[0].save(folder / f"narrow_{name}.safetensors")
-    for i in range(12):
+    for i in range(20):
         picture(folder / "photos" / f"{i}.png")
         picture(folder / "classes" / "ab"[i % 2] / f"{i}.png")
     picture(folder / "one.png")
