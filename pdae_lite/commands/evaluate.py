@@ -130,7 +130,7 @@ def _device(name: str | None) -> torch.device:
 def _plain(args, device, report: dict):
     model = load_autoencoder(args.model).to(device).requires_grad_(False)
     name = trained_on(args.data, model, args.model)
-    images = sources.open_source(name, *image_shape(model.network), split="test")
+    images = sources.open_source(name, *image_shape(model.network, model.codec), split="test")
     images = Subset(images, range(min(args.count or 1000, len(images))))
     report |= {"model": fingerprint(args.model), "data": name, "counts": {"images": len(images)}, "reconstruction": {}}
     for steps in whole_numbers("--steps", args.steps or "100"):
@@ -216,7 +216,7 @@ def _table_2(args, device, files, model, report: dict):
 
 
 def _images(args, name: str, model):
-    return released_files.open_images(args.data, name, *image_shape(model.network), stop=args.count)
+    return released_files.open_images(args.data, name, *image_shape(model.network, model.codec), stop=args.count)
 
 
 def _small_space(model, device):

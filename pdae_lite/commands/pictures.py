@@ -11,7 +11,7 @@ from ..applications.latent import LatentDPM, sample_images
 from ..autoencoder import Autoencoder, load_autoencoder
 from ..checkpoint import best_device, load_model, model_file, shipped, shipped_file
 from ..data import sources
-from ..interop.references import DPM, MODEL, fingerprint, image_shape, kind_of, load_dpm
+from ..interop.references import DPM, MODEL, fingerprint, image_shape, kind_of, load_codec, load_dpm
 from ..sampling import ddim, slerp
 from .output import check_partner, pixels, place, place_with_record, write_grid, write_json, write_png, write_record
 from .settings import SEED, UsageError, number
@@ -107,11 +107,14 @@ def _reconstruct(args) -> None:
     from_z = _decode(model, z, model.noise(len(z), _generator(args)), args)
     exact = _decode(model, z, _invert(model, images, z, args), args)
     errors = {"z": _mse(from_z, images), "z_and_x_T": _mse(exact, images)}
+    if model.codec is not None:
+        errors["codec"] = _mse(_in_parts(lambda x: model.codec.decode(model.codec.encode(x)), images), images)
     write_grid([images, from_z, exact], out)
     pairs = [dict(zip(errors, pair)) for pair in zip(*errors.values())]
     write_record(args, out, {"model": fingerprint(args.model)}, mse=pairs)
-    for path, error_z, error in zip(args.images, *errors.values()):
-        print(f"{path}: MSE on [0, 1] {error_z:.4f} from z alone, {error:.2e} with the inferred x_T")
+    for path, error_z, error, *of_codec in zip(args.images, *errors.values()):
+        alone = "".join(f", {value:.2e} of the codec alone" for value in of_codec)
+        print(f"{path}: MSE on [0, 1] {error_z:.4f} from z alone, {error:.2e} with the inferred x_T{alone}")
     print(out)
 
 
@@ -182,7 +185,7 @@ def _sample(args) -> None:
 def _probe(args) -> None:
     out = place_with_record(args, args.out, ".safetensors")
     model = load_autoencoder(args.model).to(best_device())
-    images = sources.open_source(args.data, *image_shape(model.network))
+    images = sources.open_source(args.data, *image_shape(model.network, model.codec))
     labels = getattr(images, "labels", None)
     if labels is None:
         raise UsageError(f"--data {args.data} has no labels; want digits, peeps, classes:FOLDER or torchvision:NAME")
@@ -214,7 +217,7 @@ def _encoded(args):
     model = load_autoencoder(args.model).to(best_device())
     if getattr(model.encoder, "takes_labels", False):
         raise UsageError(f"{args.model} embeds labels; want a model that encodes images")
-    size, channels = image_shape(model.network)
+    size, channels = image_shape(model.network, model.codec)
     images = torch.stack([data.read_image(path, channels, size) for path in args.images])
     images = data.to_float(255 - images if args.negative else images).to(model.device)
     with torch.no_grad():
@@ -252,10 +255,12 @@ def _sample_plain(args):
     dpm, schedule = load_dpm(args.model)
     if getattr(dpm.config, "num_classes", None) is not None:
         raise UsageError(f"{args.model} is conditional on a class; draw from it in Python")
-    size, channels = image_shape(dpm)
+    (size, channels), codec = image_shape(dpm), load_codec(args.model)
     dpm = dpm.to(best_device()).eval()
     x_T = torch.randn(args.n, channels, size, size, generator=_generator(args)).to(next(dpm.parameters()))
     images = _in_parts(lambda x: ddim(dpm, x, schedule, args.steps, progress=True), x_T)
+    if codec is not None:
+        images = _in_parts(codec.to(images.device).decode, images)
     return images, {"model": fingerprint(args.model, dpm)}
 
 

@@ -12,7 +12,8 @@ from ..applications.warm_start import warm_encoder
 from ..autoencoder import load_autoencoder
 from ..checkpoint import best_device, model_file
 from ..data import sources
-from ..interop.references import DPM, fingerprint, image_shape, kind_of, load_dpm
+from ..data.latents import latents
+from ..interop.references import DPM, fingerprint, image_shape, kind_of, load_codec, load_dpm
 from ..networks.encoder import SemanticEncoder
 from ..pdae import PDAE
 from ..presets import PRESETS, STAGES
@@ -109,19 +110,25 @@ def _train_pdae(args) -> None:
     ours, of_adm = ([s for s in args.settings if s.startswith("adm.") == adm] for adm in (False, True))
     with _one_first(kind == "hf"):
         dpm, schedule = load_dpm(args.dpm, of_adm, args.dpm_by, args.size)
-    size, channels = _takes(args, dpm, dpm)
+        codec = load_codec(args.dpm, args.dpm_by)
+    size, channels = _takes(args, dpm, dpm, codec)
+    side, depth = image_shape(dpm)  # of what the encoder sees: images, or latents
     named, args.settings, args.size = args.preset is not None, ours, size
-    preset = _preset(args, dpm).encoding(size, channels)
+    preset = _preset(args, dpm).encoding(side, depth)
     if args.preset == WITHOUT_PRESET and not named and getattr(dpm, "metadata", {}).get("preset") is None:
         # For a DPM that came without one: an encoder like the paper's for such images, and the paper's learning rate:
         # the network is likely to be of the size of the paper's.
-        preset = replace(preset, encoder=SemanticEncoder.for_images(size, channels, z_dim=512).config,
+        preset = replace(preset, encoder=SemanticEncoder.for_images(side, depth, z_dim=512).config,
                          train=replace(preset.train, steps=20_000, lr=1e-4, ema=0.9995))
     preset = _settings(args, "pdae", preset)
     data, config = _data(args, preset, size, channels), preset.train
     preset = _labelled(args, preset, data, config)
     facts = {} if kind is None else {"dpm_sha256": fingerprint(args.dpm, dpm)["sha256"]}
-    pdae = PDAE(dpm, preset.new_encoder(), schedule, precondition=preset.precondition, form=preset.form)
+    pdae = PDAE(dpm, preset.new_encoder(), schedule, precondition=preset.precondition, form=preset.form, codec=codec)
+    if codec is not None:  # encoded once, mirrored images apart
+        with _one_first(True):
+            data = latents(codec.to(best_device()), data, config.flip, Path(args.out), progress=True)
+        config = replace(config, flip=False)
     _run(pdae, data, config, args, {"dpm": args.dpm} | facts | _warm(pdae.encoder, data, config, args))
 
 
@@ -156,7 +163,7 @@ METHODS = {"pdae": _train_pdae, "diffae": _train_diffae, "classifier": _train_cl
 def _latent(args) -> None:
     _begin(args)
     model = load_autoencoder(args.model)
-    size, channels = _takes(args, model, model.network)
+    size, channels = _takes(args, model, model.network, model.codec)
     preset = _preset(args, model)
     preset = _settings(args, "latent", replace(preset, mlp=replace(preset.mlp, z_dim=model.z_dim)))
     data, config = _data(args, preset, size, channels), preset.train_latent
@@ -190,9 +197,9 @@ def _run(model, data, config, args, facts: dict | None = None, **options) -> Non
 # ---- arguments to things ------------------------------------------------------------------------------------------
 
 
-def _takes(args, model, dpm) -> tuple[int, int]:
+def _takes(args, model, dpm, codec=None) -> tuple[int, int]:
     """Side and channels of the images that a given model takes; --size may only say the same."""
-    size, channels = image_shape(dpm)
+    size, channels = image_shape(dpm, codec)
     if args.size not in (None, size):
         raise UsageError(f"--size {args.size}, but the given {type(model).__name__} takes {size}×{size}")
     return size, channels

@@ -1,5 +1,6 @@
 """Pre-trained DPMs by one word: what ships, files of ours, and other people's."""
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -9,20 +10,23 @@ from ..pdae import PDAE
 from ..schedule import NoiseSchedule
 from ..storage import file_digest
 from . import adm, diffusers_files
+from .codec import Codec, codec_from_diffusers
+from .diffae_release import load_released_diffae_dpm
 from .pdae_release import load_released_dpm, released_schedule
 from .weights import read_yaml
 
 MODEL = "name of a shipped model (digits), or a model file"
 DPM = """a pre-trained DPM: a file of `pdae pretrain`; the name of a shipped model (digits); hf:FOLDER or hf:HUB/ID, a
 UNet2DModel or pipeline of diffusers (a hub id is downloaded if it isn't in the cache); adm:FILE[,CONFIG],
-guided-diffusion; released:FILE[,CONFIG], of the PDAE authors. CONFIG is YAML or JSON (default: the one beside FILE)"""
-KINDS = ("hf", "adm", "released")
+guided-diffusion; released:FILE[,CONFIG], of the PDAE authors; diffae:FILE[,CONFIG], of Diff-AE's. CONFIG is YAML or
+JSON (default: the one beside FILE, and for diffae: what FILE says itself)"""
+KINDS = ("hf", "adm", "released", "diffae")
 ADM_SCHEDULE = ("noise_schedule", "diffusion_steps")  # of guided-diffusion's scripts; its networks don't show them
 TUPLES = ("attention_resolutions", "channel_mult")
 
 
 def kind_of(name: str) -> str | None:
-    """hf, adm or released, for a reference that begins with it."""
+    """hf, adm, released or diffae, for a reference that begins with it."""
     kind, colon, rest = name.partition(":")
     return kind if colon and rest and kind in KINDS and not Path(name).is_file() else None
 
@@ -44,16 +48,30 @@ def load_dpm(name: str, settings: tuple[str, ...] | list[str] = (), keep: str = 
     if keep == "reference" and kind != "hf":
         raise ValueError(f"keep='reference' is for hf:FOLDER and hf:HUB/ID, not for {name}")
     if kind == "hf":
-        return _from_diffusers(name.partition(":")[2], keep)
+        return _read(diffusers_files.from_diffusers, name.partition(":")[2], keep)
     if kind == "adm":
         return _from_adm(*_file_and_config(name), settings, size)
     if kind == "released":
         return _from_release(*_file_and_config(name))
+    if kind == "diffae":
+        path, config = _file_and_config(name)
+        return load_released_diffae_dpm(path, None if Path(name.partition(":")[2]).is_file() else config)
     return _own(name)
 
 
-def image_shape(dpm) -> tuple[int, int]:
-    """(side, channels) of the images that a network takes.
+def load_codec(name: str, keep: str = "value") -> Codec | None:
+    """The codec of the pipeline, or of the PDAE, that a reference names; None: it is of images. For after
+    `load_dpm`."""
+    kind = kind_of(name)
+    if kind is None:
+        return getattr(load_model(model_file(name)), "codec", None)
+    source = name.partition(":")[2]
+    has = kind == "hf" and diffusers_files.has_codec(source)
+    return _read(codec_from_diffusers, source, keep) if has else None
+
+
+def image_shape(dpm, codec: Codec | None = None) -> tuple[int, int]:
+    """(side, channels) of the images that a network takes, or that its codec does.
 
     Raises:
         ValueError: it doesn't say, or they aren't square.
@@ -64,7 +82,8 @@ def image_shape(dpm) -> tuple[int, int]:
                          "give the size (adm:)")
     if not isinstance(size, int) and size[0] != size[1]:
         raise ValueError(f"the DPM takes images of {size[0]}×{size[1]}; want square ones")
-    return size if isinstance(size, int) else size[0], channels
+    size = size if isinstance(size, int) else size[0]
+    return (size, channels) if codec is None else (size * codec.factor, codec.in_channels)
 
 
 def fingerprint(name: str, model=None) -> dict:
@@ -91,31 +110,15 @@ def _own(name: str):
     return model, NoiseSchedule.linear() if schedule is None else schedule  # `pdae pretrain` knows no other
 
 
-def _from_diffusers(source: str, keep: str):
-    download = False
+def _read(reader: Callable, source: str, keep: str):
+    """What a reader of diffusers' files finds in a folder or the hub's cache; what isn't there is fetched from the
+    hub."""
     try:
-        found = diffusers_files.from_diffusers(source, keep=keep)
+        return reader(source, keep=keep)
     except CheckpointError as e:
         if Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):  # no hub id
             raise CheckpointError(str(e).replace(", or pass download=True to fetch it", "")) from None
-        download = True
-        found = diffusers_files.from_diffusers(source, keep=keep, download=True)
-    _refuse_latent(source, download)
-    return found
-
-
-def _refuse_latent(source: str, download: bool) -> None:
-    """The network of a latent diffusion model may look like one of images, and would be trained on the wrong thing."""
-    from diffusers import DiffusionPipeline
-
-    try:
-        parts = DiffusionPipeline.load_config(source, local_files_only=not download)
-    except (OSError, ValueError):  # a model without a pipeline
-        return
-    coders = [part for part in ("vae", "vqvae", "movq") if part in parts]
-    if coders:
-        raise ValueError(f"{source} is a latent diffusion model: its network takes codes of a {coders[0]}, not images; "
-                         "encode the images with it first, and train from Python")
+        return reader(source, keep=keep, download=True)
 
 
 def _from_adm(path: Path, config: Path | None, settings, size: int | None):

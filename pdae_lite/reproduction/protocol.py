@@ -55,8 +55,13 @@ def compare(images, count: int, device, rows: Callable, columns: dict[str, Calla
 def both_x_T(model: Autoencoder, x_0: Tensor, x_T: Tensor, steps: int, name: str = "", **options) -> dict[str, Tensor]:
     """{"random x_T": images, "inferred x_T": images}, rebuilt from z and either noise; `name` comes before each."""
     z = model.encode(x_0)
-    return {f"{name}random x_T": model.decode(z, x_T, steps, **options),
-            f"{name}inferred x_T": model.decode(z, model.invert(x_0, z, steps, **options), steps, **options)}
+    inferred = model.invert(x_0, z, steps, **options)
+    x_T = x_T.flatten(1)[:, : inferred[0].numel()].reshape(inferred.shape)  # as many as a latent has values
+    made = {f"{name}random x_T": model.decode(z, x_T, steps, **options),
+            f"{name}inferred x_T": model.decode(z, inferred, steps, **options)}
+    if model.codec is not None:
+        made[f"{name}codec alone"] = model.codec.decode(model.codec.encode(x_0))
+    return made
 
 
 def reconstruction(model: Autoencoder, images, steps: int = 100, seed: int = 0, batch_size: int = 50,
@@ -69,8 +74,8 @@ def reconstruction(model: Autoencoder, images, steps: int = 100, seed: int = 0, 
     Raises:
         ValueError: a model of data that aren't in [−1, 1].
     """
-    if model.data_range != (-1.0, 1.0):
-        raise ValueError(f"the model's data range is {model.data_range}; these metrics are for images in [-1, 1]")
+    if model.image_range != (-1.0, 1.0):
+        raise ValueError(f"the model's data range is {model.image_range}; these metrics are for images in [-1, 1]")
     return compare(images, len(images), model.device, lambda x_0, x_T: both_x_T(model, x_0, x_T, steps),
                    {"MSE": metrics.mse, "SSIM": metrics.ssim, "PSNR": metrics.psnr}, seed, batch_size, None, progress)
 

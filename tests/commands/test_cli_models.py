@@ -150,8 +150,8 @@ def test_diffusers_models_that_do_not_fit(photos, tmp_path, capsys):
     assert "--size 64, but the given DiffusersDPM takes 16×16" in fails(capsys, *argv, f"hf:{tmp_path / 'pipe'}", "--size", 64)
     index = tmp_path / "pipe/model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"vqvae": ["diffusers", "VQModel"]}))
-    assert "is a latent diffusion model: its network takes codes of a vqvae" in fails(capsys, *argv, f"hf:{tmp_path / 'pipe'}")
-    assert "has no model" in fails(capsys, *argv, f"hf:{photos}")
+    assert "has no codec (vae or vqvae" in fails(capsys, *argv, f"hf:{tmp_path / 'pipe'}")  # its index says that it has one
+    assert "has no model (no config.json" in fails(capsys, *argv, f"hf:{photos}")
     assert "nowhere/at/all is neither a folder" in fails(capsys, *argv, f"hf:{tmp_path}/nowhere/at/all")
     assert "keep='reference' is for hf:" in fails(capsys, *argv, "digits", "--dpm-by", "reference")
 
@@ -166,7 +166,6 @@ def test_only_a_hub_id_goes_to_the_hub(tmp_path, monkeypatch):
         return "dpm", "schedule"
 
     monkeypatch.setattr("pdae_lite.interop.diffusers_files.from_diffusers", from_diffusers)
-    monkeypatch.setattr("pdae_lite.interop.references._refuse_latent", lambda *_: None)
     assert load_dpm("hf:google/ddpm-celebahq-256") == ("dpm", "schedule")
     assert asked == [("google/ddpm-celebahq-256", False), ("google/ddpm-celebahq-256", True)]
     for path in (tmp_path, "/no/where", "./here", "../a/b", "a/b/c"):

@@ -13,11 +13,18 @@ import numpy as np
 import pytest
 import torch
 from fixtures import fixture
+from PIL import Image
 from safetensors import safe_open
+from small_cuts import given, network, noisy
+from small_cuts import own_eps as its_eps
+from small_pipelines import save, vae
 from small_unets import NAMES, UNETS, diffusers, forward, random, scheduler, unet
 from torch.utils.data import TensorDataset
 
 from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, as_epsilon, interop, sampling, train
+from pdae_lite.checkpoint import save_model
+from pdae_lite.commands import main
+from pdae_lite.interop.adm import WithClass
 from pdae_lite.networks.dpm import to_epsilon
 from pdae_lite.networks.encoder import EncoderConfig, LabelEncoder
 
@@ -25,6 +32,8 @@ pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
 PAGE = Path(__file__).parents[2] / "book" / "families.md"
+FLOW, EDM = interop.flow_schedule(), interop.edm_schedule()
+SQUARE = ("celebahq", "adm", "gray")  # of those that the command line takes: square images, 1 or 3 channels
 T_BATCH = torch.tensor([1, 50])
 TOLERANCE = 1e-4
 
@@ -37,6 +46,17 @@ class Family:
     make: Callable[[], PDAE]
     eps: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     trained: bool = False  # came with an estimator of its own
+    again: Callable[[], Callable] | None = None  # a DPM that no file holds
+    word: Callable[[Path], str] | None = None  # what `pdae train --dpm` calls it, once it is in a folder
+
+
+def kept(name):
+    def word(folder):
+        unet(name).save_pretrained(folder)
+        scheduler(name).save_pretrained(folder)
+        return f"hf:{folder}"
+
+    return word
 
 
 def encoder(size, channels, z_dim=4):
@@ -58,6 +78,40 @@ def own_eps(prediction):
     net, dpm = own(prediction)
     x, schedule = torch.randn(2, 1, 16, 16), NoiseSchedule.linear()
     return dpm(x, T_BATCH), to_epsilon(net(x, T_BATCH), x, T_BATCH, schedule, prediction)
+
+
+def saved(prediction):
+    def word(folder):
+        save_model(folder / "dpm.safetensors", own(prediction)[1])
+        return str(folder / "dpm.safetensors")
+
+    return word
+
+
+def on_a_path(kind, schedule):
+    """Our network, as if it had been trained with flow matching or EDM."""
+    return as_epsilon(own("epsilon")[0], kind, schedule)
+
+
+def on_a_path_eps(kind, schedule):
+    """Ours, and the formulas in other words: the path's own point, time and target."""
+    net, x = own("epsilon")[0], torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    a, s = (torch.tensor(v, dtype=torch.float64)[:, None, None, None] for v in zip(*(schedule.level(int(t)) for t in T_BATCH)))
+    if kind == "flow":
+        tau, u = s / (a + s), x / (a + s)
+        want = u + (1 - tau) * net(u.float(), 1000 * tau.flatten().float())
+    else:
+        sigma, path = s / a, x / a
+        width = (sigma**2 + 0.25).sqrt()
+        f = net((path / width).float(), sigma.log().flatten().float() / 4)
+        want = (path - 0.25 / width**2 * path - sigma * 0.5 / width * f) / sigma
+    return on_a_path(kind, schedule)(x, T_BATCH), want.float()
+
+
+def black_box():
+    """A DPM without trunk and head."""
+    net = own("epsilon")[0].requires_grad_(False)
+    return lambda x_t, t: net(x_t, t)
 
 
 # ---- fixtures of other people's code -----------------------------------------------------------------------------------
@@ -97,6 +151,32 @@ def adm():
 def adm_eps():
     e = arrays("adm_tiny")
     return adm()(e["x_t"], e["t"]), e["output"][:, :3]
+
+
+def diffae_dpm():
+    return interop.load_released_diffae_dpm(fixture("diffae_tiny") / "ddpm_last.ckpt")
+
+
+def diffae_eps():
+    with np.load(fixture("diffae_tiny") / "ddpm_expected.npz", allow_pickle=False) as f:
+        x_t, t, eps = (torch.from_numpy(f[name]) for name in ("x_t", "t", "eps"))
+    return diffae_dpm()[0](x_t, t), eps
+
+
+def of_a_class():
+    """(the network, itself with a class fixed)"""
+    torch.manual_seed(0)
+    net = UNet(UNetConfig(16, 3, 8, (1, 2), 1, (2,), num_classes=5)).eval()
+    for p in net.parameters():
+        if not bool(p.any()):
+            torch.nn.init.normal_(p, std=0.1)
+    return net, WithClass(net, 3)
+
+
+def of_a_class_eps():
+    net, dpm = of_a_class()
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return dpm(x, T_BATCH), net(x, T_BATCH, torch.tensor([3, 3]))
 
 
 # ---- improved-diffusion, whose network diffusers can build too -----------------------------------------------------------
@@ -173,20 +253,59 @@ def diffusers_eps(name):
     return interop.from_diffusers(unet(name))[0](x, T_BATCH), forward(unet(name), x, T_BATCH)
 
 
+def cut(name, codec=None):
+    dpm, schedule = interop.from_diffusers(network(name), **given(name))
+    return PDAE(dpm, encoder(8, 4), schedule, codec=codec and interop.codec_from_diffusers(codec()))
+
+
+def cut_eps(name):
+    return interop.from_diffusers(network(name), **given(name))[0](noisy(2), T_BATCH), its_eps(network(name), name, noisy(2), T_BATCH)
+
+
+def pipeline(name):
+    def word(folder):
+        save(name, folder, sample_size=16)
+        return f"hf:{folder / 'pipeline'}"
+
+    return word
+
+
+CUT = {"sd": "shape of Stable Diffusion 1 and 2, a fixed prompt", "sdxl": "shape of SDXL, a fixed prompt", "dit": "DiT, no class",
+       "dit, class": "DiT, a fixed class", "sd3": "shape of Stable Diffusion 3, a fixed prompt", "class": "U-Net, a fixed class"}
 CONFIGURATIONS = {"celebahq": "shape of `ddpm-celebahq-256`", "adm": "ADM's blocks, learned variance, predicts v",
                   "gray": "1 channel, learned time embedding, predicts x_0", "latent": "latents 4×32×32", "wide": "images of 8×16"}
 FAMILIES = {
-    "`UNet`": Family("itself", lambda: PDAE(own("epsilon")[1], encoder(16, 1), NoiseSchedule.linear()), lambda: own_eps("epsilon")),
+    "`UNet`": Family("itself", lambda: PDAE(own("epsilon")[1], encoder(16, 1), NoiseSchedule.linear()), lambda: own_eps("epsilon"),
+                     word=saved("epsilon")),
     "`UNet` that predicts v": Family("its v, converted", lambda: PDAE(own("v")[1], encoder(16, 1), NoiseSchedule.linear()),
-                                     lambda: own_eps("v")),
+                                     lambda: own_eps("v"), word=saved("v")),
+    "`UNet` of flow matching": Family("its v = ε − x_0 by formula", lambda: PDAE(on_a_path("flow", FLOW), encoder(16, 1), FLOW),
+                                      lambda: on_a_path_eps("flow", FLOW)),
+    "`UNet` of EDM": Family("its denoiser by formula", lambda: PDAE(on_a_path("edm", EDM), encoder(16, 1), EDM),
+                            lambda: on_a_path_eps("edm", EDM)),
+    "a callable (x_t, t) → ε": Family("itself", lambda: PDAE(black_box(), encoder(16, 1), NoiseSchedule.linear()),
+                                      lambda: own_eps("epsilon"), again=black_box),
     "the authors' release: a DPM": Family("the release's code", lambda: PDAE(released_dpm(), encoder(64, 3), NoiseSchedule.linear()),
-                                          released_dpm_eps),
+                                          released_dpm_eps, word=lambda _: "released:" + ",".join(map(str, released(
+                                              ["ddpm_checkpoint.pt", "ddpm_config.yml"])))),
     "the authors' release: a PDAE": Family("the release's code, and its G", released_pdae, released_pdae_eps, trained=True),
-    "guided-diffusion": Family("guided-diffusion's code", lambda: PDAE(adm(), encoder(32, 3), NoiseSchedule.linear()), adm_eps),
+    "Diff-AE's release: a DPM": Family("its authors' code", lambda: PDAE(diffae_dpm()[0], encoder(32, 3), diffae_dpm()[1]), diffae_eps,
+                                       word=lambda _: f"diffae:{fixture('diffae_tiny') / 'ddpm_last.ckpt'}"),
+    "guided-diffusion": Family("guided-diffusion's code", lambda: PDAE(adm(), encoder(32, 3), NoiseSchedule.linear()), adm_eps,
+                               word=lambda _: f"adm:{fixture('adm_tiny') / 'model.pt'},{fixture('adm_tiny') / 'config.json'}"),
+    "guided-diffusion, a fixed class": Family("the network, told the class", lambda: PDAE(of_a_class()[1], encoder(16, 3),
+                                                                                          NoiseSchedule.linear()), of_a_class_eps),
     "improved-diffusion": Family("the same network in diffusers", lambda: PDAE(improved(), encoder(16, 3), NoiseSchedule.linear()),
                                  improved_eps),
-    **{f"diffusers: {what}": Family("diffusers' code", functools.partial(from_diffusers, name), functools.partial(diffusers_eps, name))
+    **{f"diffusers: {what}": Family("diffusers' code", functools.partial(from_diffusers, name), functools.partial(diffusers_eps, name),
+                                    word=kept(name) if name in SQUARE else None)
        for name, what in CONFIGURATIONS.items()},
+    **{f"diffusers: {what}": Family("diffusers' code", functools.partial(cut, name), functools.partial(cut_eps, name),
+                                    word=pipeline(name) if name in ("sd", "sdxl", "dit", "sd3") else None) for name, what in CUT.items()},
+    "diffusers: latents of an `AutoencoderKL`": Family("diffusers' code", functools.partial(cut, "sd", vae),
+                                                      functools.partial(cut_eps, "sd"), word=pipeline("sd")),
+    "diffusers: latents of a `VQModel`": Family("diffusers' code", functools.partial(cut, "sd", functools.partial(vae, "VQModel")),
+                                               functools.partial(cut_eps, "sd")),
 }
 
 
@@ -200,10 +319,18 @@ def subject(family):
 
 def some_data(pdae):
     config = pdae.network.config
+    if pdae.codec is not None:
+        side = config.image_size * pdae.codec.factor
+        return torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1, torch.tensor([0, 1, 0, 1])
     size = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     x = torch.randn(4, config.in_channels, *size, generator=torch.Generator().manual_seed(0))
     x = 3 * x if pdae.data_range is None else x.clamp(*pdae.data_range)
     return x, torch.tensor([0, 1, 0, 1])
+
+
+def seen(pdae, x):
+    """What its networks see of images: latents, where there is a codec."""
+    return x if pdae.codec is None else pdae.codec.encode(x)
 
 
 def codes(pdae, x, y):
@@ -227,9 +354,10 @@ def zero_shift(family):
     pdae = FAMILIES[family].make().eval()
     x, y = some_data(pdae)
     scale = 0.0 if FAMILIES[family].trained else 1.0
-    x_T = torch.randn(x[:2].shape, generator=torch.Generator().manual_seed(2))
+    x_T = torch.randn(seen(pdae, x)[:2].shape, generator=torch.Generator().manual_seed(2))
     got = pdae.decode(codes(pdae, x, y)[:2] + 1, x_T, steps=2, scale=scale)
-    assert torch.equal(got, sampling.ddim(pdae.dpm, x_T, pdae.schedule, 2))
+    want = sampling.ddim(pdae.dpm, x_T, pdae.schedule, 2)
+    assert torch.equal(got, want if pdae.codec is None else pdae.codec.decode(want))
     return "with the shift at scale 0" if FAMILIES[family].trained else "yes"
 
 
@@ -237,14 +365,14 @@ def zero_shift(family):
 def trains(family):
     pdae = subject(family)
     before = {k: v.clone() for k, v in pdae.state_dict().items()}
-    train(pdae, TensorDataset(*some_data(pdae)), steps=3, batch_size=2, lr=1e-2, ema=0.0, progress=False)
+    x, y = some_data(pdae)
+    train(pdae, TensorDataset(seen(pdae, x), y), steps=3, batch_size=2, lr=1e-2, ema=0.0, progress=False)
     changed = {k.split(".")[0] for k, v in pdae.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"encoder", "estimator"}, changed
-    x, y = some_data(pdae)
     pdae.eval()
     z, t = codes(pdae, x, y), torch.tensor([30, 50, 70, 90])
     with torch.no_grad():
-        a, b = (pdae(x, t, part)[1] for part in (z, z.roll(1, 0)))
+        a, b = (pdae(seen(pdae, x), t, part)[1] for part in (z, z.roll(1, 0)))
     assert bool(a.isfinite().all()) and not torch.equal(a, b)  # z matters
     return "yes"
 
@@ -267,18 +395,39 @@ def saves(family):
 
 @functools.cache
 def loads(family):
-    pdae, loaded = subject(family), PDAE.load(file(family))
+    given_again = {} if FAMILIES[family].again is None else {"dpm": FAMILIES[family].again()}
+    pdae, loaded = subject(family), PDAE.load(file(family), **given_again)
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in pdae.state_dict().items())
     assert loaded.metadata == {"note": "a note"} and loaded.data_range == pdae.data_range and loaded.schedule.same_as(pdae.schedule)
     x, y = some_data(pdae)
-    x_T = torch.randn(x[:1].shape, generator=torch.Generator().manual_seed(2))
+    x_T = torch.randn(seen(pdae, x)[:1].shape, generator=torch.Generator().manual_seed(2))
     pdae.to(memory_format=torch.contiguous_format)  # training left its weights in channels_last
     a, b = (m.decode(codes(m, x, y)[:1], x_T, steps=1) for m in (pdae, loaded))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     return "yes"
 
 
-CELLS = {"ε agrees": parity, "untrained, it is the DPM": zero_shift, "trains": trains, "saves": saves, "loads": loads}
+@functools.cache
+def command_line(family):
+    """`pdae train --dpm …` on a folder of images, and a reconstruction by what it made."""
+    if FAMILIES[family].word is None:
+        return "–"
+    folder = Path(tempfile.mkdtemp())
+    (folder / "dpm").mkdir()
+    word = FAMILIES[family].word(folder / "dpm")
+    (folder / "images").mkdir()
+    for i in range(4):
+        Image.effect_noise((40, 36), 50 + 10 * i).convert("RGB").save(folder / "images" / f"{i}.png")
+    options = ["--steps", "2", "--batch-size", "2", "--precision", "no", "--set", "encoder.z_dim=4"]
+    assert main.main(["train", "--dpm", word, "--data", str(folder / "images"), "--out", str(folder / "run"), *options]) == 0
+    model = str(folder / "run" / "model.safetensors")
+    out = str(folder / "out.png")
+    assert main.main(["reconstruct", str(folder / "images" / "0.png"), "--model", model, "--steps", "2", "--out", out]) == 0
+    return "yes"
+
+
+CELLS = {"ε agrees": parity, "untrained, it is the DPM": zero_shift, "trains": trains, "saves": saves, "loads": loads,
+         "command line": command_line}
 
 
 @pytest.mark.parametrize("cell", CELLS)

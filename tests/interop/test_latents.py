@@ -1,16 +1,20 @@
 """Latent diffusion: codecs, prompts that a pipeline's own text encoders encode, and whole pipelines in folders."""
+import json
 import shutil
 import sys
 
 import pytest
 import torch
+from PIL import Image
 from refusals import refuses
 from small_cuts import noisy
 from small_pipelines import diffusers, save, vae
 from small_unets import T_BATCH, unet
 
-from pdae_lite import interop
-from pdae_lite.checkpoint import CheckpointError, load_model
+from pdae_lite import PDAE, data, interop
+from pdae_lite.checkpoint import CheckpointError, load_model, read
+from pdae_lite.commands import main
+from pdae_lite.data.latents import latents
 from pdae_lite.interop.codec import Codec
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
@@ -152,3 +156,74 @@ def test_missing_text_encoder_or_transformers(tmp_path, pipelines, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'pdae_lite\[text\]', or give prompt_embeds="):
         interop.from_diffusers(folder)
+
+
+# ---- the command line ---------------------------------------------------------------------------------------------------
+
+
+def run(*argv):
+    assert main.main([str(a) for a in argv]) == 0
+
+
+def test_commands_take_and_give_images(pipelines, tmp_path, capsys, monkeypatch):
+    """`pdae train` on a pipeline of latents encodes the data once; what it makes takes photos and gives photos."""
+    folder = tmp_path / "sd"
+    save("sd", folder, sample_size=16)
+    word, photos_, out = f"hf:{folder / 'pipeline'}", tmp_path / "photos", tmp_path / "run"
+    photos_.mkdir()
+    for i in range(4):
+        Image.effect_noise((50, 44), 40 + 10 * i).convert("RGB").save(photos_ / f"{i}.png")
+    options = ["--steps", 2, "--batch-size", 2, "--precision", "no", "--set", "encoder.z_dim=4", "--set", "train.flip=true"]
+    run("train", "--dpm", word, "--data", photos_, "--out", out, *options)
+    cached = list(out.glob("latents-*.safetensors"))
+    assert len(cached) == 1
+    x_0 = read(cached[0])[0]["x_0"]
+    codec = interop.codec_from_diffusers(folder / "pipeline")
+    images = torch.stack([data.to_float(image) for image in data.folder(photos_, 32)])
+    torch.testing.assert_close(x_0[:4], codec.encode(images))
+    torch.testing.assert_close(x_0[4:], codec.encode(images.flip(-1)))
+
+    def encode(*_):
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr("pdae_lite.interop.codec.Codec.encode", encode)
+    run("train", "--dpm", word, "--data", photos_, "--out", out, *options, "--steps", 3)  # goes on, with the latents that are there
+    monkeypatch.undo()
+    Image.effect_noise((50, 44), 90).convert("RGB").save(photos_ / "more.png")
+    run("train", "--dpm", word, "--data", photos_, "--out", tmp_path / "other", *options)
+    assert not list((tmp_path / "other").glob(cached[0].name))  # other data, other latents
+
+    model = out / "model.safetensors"
+    capsys.readouterr()
+    run("reconstruct", photos_ / "0.png", "--model", model, "--steps", 2, "--out", tmp_path / "r.png")
+    assert "of the codec alone" in capsys.readouterr().out
+    run("interpolate", photos_ / "0.png", photos_ / "1.png", "--model", model, "--steps", 2, "-n", 3, "--out", tmp_path / "i.png")
+    run("sample", "--model", word, "--plain", "-n", 4, "--steps", 2, "--out", tmp_path / "s.png")
+    run("evaluate", "--model", model, "--data", photos_, "--steps", "2", "--json", tmp_path / "e.json")
+    report = json.loads((tmp_path / "e.json").read_text())["reconstruction"]["2"]
+    assert set(report) == {"random x_T", "inferred x_T", "codec alone"}
+    for name, size in (("r", (104, 36)), ("i", (104, 36)), ("s", (70, 70))):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.size == size, name
+    assert main.main(["doctor", str(model), "--data", str(photos_)]) == 2
+    assert "is an autoencoder of latents, which doctor doesn't take" in capsys.readouterr().err
+
+
+def test_latents_of_what_is_in_memory(tmp_path):
+    codec = interop.codec_from_diffusers(vae())
+    images = data.Images(torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8), torch.arange(5))
+    got = latents(codec, images, flip=True, cache=tmp_path, batch_size=2)
+    assert torch.equal(got.tensors[1], torch.arange(5).repeat(2))
+    torch.testing.assert_close(got.tensors[0][:5], codec.encode(images.floats()))
+    again = latents(codec, images, flip=True, cache=tmp_path)
+    assert torch.equal(again.tensors[0], got.tensors[0]) and len(list(tmp_path.iterdir())) == 1
+    other = interop.codec_from_diffusers(vae(scaling_factor=1.0))
+    latents(other, images, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    refuses("data is empty", latents, codec, [])
+
+
+def test_a_codec_of_another_model():
+    dpm, schedule = interop.from_diffusers(unet("gray"))
+    refuses("the codec's latents have 4 channels, the DPM takes 1; want those of one pipeline", PDAE, dpm, None, schedule,
+            codec=interop.codec_from_diffusers(vae()))
