@@ -238,7 +238,7 @@ def latent_codes(autoencoder: Autoencoder, data, batch_size: int = 256, flip: bo
     codes, mirrored, labels = [], [], []
     with progress_bar(total=len(data), desc="encode", show=progress) as bar:
         for index, x, y in in_batches(data, batch_size):
-            check_range(x, autoencoder.data_range, "data")
+            check_range(x, autoencoder.image_range, "data")
             x = to_float(x.to(autoencoder.device))
             codes.append(autoencoder.encode(x).cpu())
             if flip:

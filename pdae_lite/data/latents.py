@@ -1,20 +1,21 @@
 """A data set through a codec, once: latents in the place of images."""
-import hashlib
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from ..progress import progress_bar
 from ..storage import read, tensors_digest, write
 from .builtin import to_float
+from .items import digest, fingerprint, in_batches
 
 
 @torch.no_grad()
 def latents(codec: nn.Module, data, flip: bool = False, cache: Path | None = None, batch_size: int = 8,
             progress: bool = False) -> TensorDataset:
     """x_0 of each image of a data set, ready for ``train(pdae, …)``, with its label if there are any; on the CPU.
+    Images that can't be read are left out, label and all.
 
     Args:
         codec: of the PDAE (`interop.codec_from_diffusers`).
@@ -24,41 +25,31 @@ def latents(codec: nn.Module, data, flip: bool = False, cache: Path | None = Non
     """
     if len(data) < 1:
         raise ValueError("data is empty; want at least one image")
-    path = None if cache is None else Path(cache) / f"latents-{_fingerprint(codec, data, flip)}.safetensors"
-    if path is None or not path.is_file():
-        found = _encoded(codec, data, flip, batch_size, progress)
-        if path is None:
-            return TensorDataset(*found.values())
-        write(path, found, {"images": len(data), "flip": flip})
-    tensors = read(path)[0]
-    return TensorDataset(*(tensors[name] for name in ("x_0", "labels") if name in tensors))
-
-
-def _encoded(codec: nn.Module, data, flip: bool, batch_size: int, progress: bool) -> dict[str, Tensor]:
+    path = None if cache is None else Path(cache) / f"latents-{_name(codec, data, flip)}.safetensors"
+    if path is not None and path.is_file():
+        found = read(path)[0]
+        return TensorDataset(*(found[name] for name in ("x_0", "labels") if name in found))
     device = next(codec.parameters()).device
     codes, mirrored, labels = [], [], []
-    for start in progress_bar(range(0, len(data), batch_size), desc="latents", show=progress):
-        items = [data[i] for i in range(start, min(start + batch_size, len(data)))]
-        pairs = [item if isinstance(item, (tuple, list)) else (item,) for item in items]
-        images = to_float(torch.stack([pair[0] for pair in pairs]).to(device))
-        codes.append(codec.encode(images).cpu())
-        if flip:
-            mirrored.append(codec.encode(images.flip(-1)).cpu())
-        labels += [torch.as_tensor(pair[1]) for pair in pairs if len(pair) > 1]
+    with progress_bar(total=len(data), desc="latents", show=progress) as bar:
+        for index, images, y in in_batches(data, batch_size):
+            images = to_float(images.to(device))
+            codes.append(codec.encode(images).cpu())
+            if flip:
+                mirrored.append(codec.encode(images.flip(-1)).cpu())
+            labels += [] if y is None else [y]
+            bar.update(len(index))
     found = {"x_0": torch.cat(codes + mirrored)}
-    return found | ({"labels": torch.stack(labels * (2 if flip else 1))} if labels else {})
+    found |= {"labels": torch.cat(labels * (2 if flip else 1))} if labels else {}
+    if path is not None:
+        write(path, found, {"images": len(found["x_0"]), "flip": flip})
+    return TensorDataset(*found.values())
 
 
-def _fingerprint(codec: nn.Module, data, flip: bool) -> str:
-    """Of the codec's weights and the data: of files their names, sizes and times; of what is in memory every value."""
-    digest = hashlib.sha256(tensors_digest({k: v.cpu() for k, v in codec.state_dict().items()}).encode())
-    first = data[0][0] if isinstance(data[0], (tuple, list)) else data[0]
-    digest.update(f"{len(data)} {tuple(first.shape)} {flip}".encode())
-    if hasattr(data, "paths"):
-        for path in data.paths:
-            digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
-    else:
-        for i in range(len(data)):
-            image = data[i][0] if isinstance(data[i], (tuple, list)) else data[i]
-            digest.update(image.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _name(codec: nn.Module, data, flip: bool) -> str:
+    """A digest of the codec's weights and arithmetic, and of the data: of files by their `fingerprint`, else of each
+    value."""
+    weights = tensors_digest({k: v.cpu() for k, v in codec.state_dict().items()})
+    known = fingerprint(data)
+    images = [] if known is not None else (x.contiguous().cpu().numpy().tobytes() for _, x, _ in in_batches(data, 64))
+    return digest(weights, codec.to_config(), flip, len(data), known, *images)[:16]

@@ -1,5 +1,7 @@
 """Where `SD3Transformer2DModel` (Stable Diffusion 3; Esser et al. 2024) is cut: as a DiT, over its joint blocks of
-image and prompt. z enters the adaptive normalisation of the image's tokens; the prompt's are told time alone.
+image and prompt. z enters the adaptive normalisation of the image's tokens; the prompt's are told time alone. Copies
+agree to rounding: torch multiplies a slice, such as the prompt's part of attention, in another order if the weights are
+to be trained.
 """
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""The families of models that can be the frozen DPM, and what holds for each: the table in book/families.md is checked here.
+"""The families of models that can be the frozen DPM, and what holds for each: the table of a page (README, or one of the book) is checked here.
 
 `python tests/test_families.py` prints the table as it was found.
 """
@@ -31,7 +31,7 @@ from pdae_lite.networks.encoder import EncoderConfig, LabelEncoder
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 
-PAGE = Path(__file__).parents[2] / "book" / "families.md"
+ROOT = Path(__file__).parents[2]
 FLOW, EDM = interop.flow_schedule(), interop.edm_schedule()
 SQUARE = ("celebahq", "adm", "gray")  # of those that the command line takes: square images, 1 or 3 channels
 T_BATCH = torch.tensor([1, 50])
@@ -357,7 +357,10 @@ def zero_shift(family):
     x_T = torch.randn(seen(pdae, x)[:2].shape, generator=torch.Generator().manual_seed(2))
     got = pdae.decode(codes(pdae, x, y)[:2] + 1, x_T, steps=2, scale=scale)
     want = sampling.ddim(pdae.dpm, x_T, pdae.schedule, 2)
-    assert torch.equal(got, want if pdae.codec is None else pdae.codec.decode(want))
+    want = want if pdae.codec is None else pdae.codec.decode(want)
+    if not torch.equal(got, want):  # torch multiplies slices in another order if the weights are to be trained
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
+        return "to rounding"
     return "with the shift at scale 0" if FAMILIES[family].trained else "yes"
 
 
@@ -442,12 +445,13 @@ def table():
                     for family in FAMILIES]
 
 
-def test_the_book_has_the_table():
+def test_a_page_has_the_table():
     """Every cell was checked in this run, or is now."""
     assert set(CONFIGURATIONS) == set(NAMES)
-    text = PAGE.read_text(encoding="utf-8")
+    pages = [ROOT / "README.md", *(ROOT / "book").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     for line in table():
-        assert line in text.splitlines(), f"{PAGE} lacks {line}; python tests/interop/test_families.py prints the whole table"
+        assert line in text.splitlines(), f"no page has {line}; python tests/interop/test_families.py prints the whole table"
 
 
 if __name__ == "__main__":
