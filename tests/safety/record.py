@@ -179,7 +179,7 @@ def losses():
     out["posterior_mean_gap"] = losses.posterior_mean_gap(of_dpm, x, SCHEDULE, ts)
     out["fill"] = losses.fill(out["noise_error"], out["noise_error/dpm"])
     out["nats"] = torch.tensor(losses.nats(out["noise_error"], out["noise_error/dpm"], SCHEDULE, ts, 256))
-    ideal = losses.LinearGaussian(normal("gaussian", 30, 1, 4, 4).double(), 5)
+    ideal = pdae_lite.metrics.LinearGaussian(normal("gaussian", 30, 1, 4, 4).double(), 5)
     x_t = normal("gaussian x_t", 2, 1, 4, 4).double()
     return out | {"linear_gaussian/fill": ideal.fill(SCHEDULE, ts),
                   "linear_gaussian/eps": ideal.denoiser(SCHEDULE, x_t / 2)(x_t, T)}
