@@ -169,6 +169,6 @@ def _value(name: str, text: str):
         if name in TUPLES:
             return tuple(int(part) for part in text.strip("()[] ").split(",") if part.strip())
         return yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, yaml.YAMLError, RecursionError):
         want = "whole numbers separated by commas" if name in TUPLES else "a number, true or false, or a word"
         raise ValueError(f"setting adm.{name}={text}; want {want}") from None

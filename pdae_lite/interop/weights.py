@@ -50,7 +50,7 @@ def read_yaml(path: PathLike, want: tuple[str, ...]) -> dict:
         raise CheckpointError(f"{path}: no such file; want the YAML file that came with the checkpoint")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
         raise CheckpointError(f"{path}: not a YAML file ({_line(e)}); want the one that came with the checkpoint") from None
     for name in want:
         if not isinstance(content, dict) or not isinstance(content.get(name), dict):

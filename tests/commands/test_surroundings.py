@@ -90,8 +90,8 @@ def test_poor_encodings_lose_nothing(here, encoding):
     for command in ("presets", "doctor pdae.safetensors --data photos --images 10 --checks fill --json d.json"):
         done = shell(f"{sys.executable} -m pdae_lite {command}", here, PYTHONIOENCODING=encoding)
         assert done.returncode == 0, done.stderr
-    assert json.loads((here / "d.json").read_text())["findings"] and b"\\u" in done.stdout + shell(
-        f"{sys.executable} -m pdae_lite presets", here, PYTHONIOENCODING="ascii").stdout
+    assert json.loads((here / "d.json").read_text())["findings"]
+    assert encoding == "cp1252" or b"\\u2026" in done.stdout  # …, which cp1252 has
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
