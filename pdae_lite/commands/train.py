@@ -37,7 +37,9 @@ WITHOUT_PRESET = "peeps64"  # whose networks --size alone stretches to other ima
 
 def add_pretrain(parser) -> None:
     """`pdae pretrain`."""
-    parser.description = "Train a diffusion model from scratch."
+    parser.description = "Train a diffusion model, from scratch or on from the weights of one that exists."
+    parser.add_argument("--dpm", metavar="FILE", help="""go on from these weights, with an optimizer and an average of
+        their own: a file of `pdae pretrain`, or the name of a shipped model""")
     _options(parser, _pretrain, labels=True)
 
 
@@ -89,10 +91,24 @@ def _options(parser, run, labels: bool = False) -> None:
 
 def _pretrain(args) -> None:
     _begin(args)
+    if args.dpm is not None:
+        return _pretrain_on(args)
     preset = _sized(args, "pretrain")
     data, config = _data(args, preset), preset.pretrain
     preset = _labelled(args, preset, data, config)
     _run(preset.dpm(), data, config, args, schedule=preset.schedule())
+
+
+def _pretrain_on(args) -> None:
+    if kind_of(args.dpm) is not None or args.labels:
+        raise UsageError(f"--dpm {args.dpm}; to go on training, want a file of `pdae pretrain` or a shipped model, "
+                         "and no --labels")
+    dpm, schedule = load_dpm(args.dpm)
+    size, channels = _takes(args, dpm, dpm)
+    preset = _settings(args, "pretrain", _preset(args, dpm))
+    data = _data(args, preset, size, channels)
+    _run(dpm.requires_grad_(True), data, preset.pretrain, args, {"start": args.dpm, "start_sha256": file_digest(model_file(args.dpm))},
+         schedule=schedule)
 
 
 def _train(args) -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pdae_lite import data
-from pdae_lite.checkpoint import load_model, read
+from pdae_lite.checkpoint import load_model, model_file, read
 from pdae_lite.commands import main
 from pdae_lite.data.builtin import Images
 from pdae_lite.data.sources import SYNTAX, LMDBConfig, open_source
@@ -56,6 +56,20 @@ def test_more_steps_go_on_from_the_last_checkpoint(trained, tmp_path):
     assert run("pretrain", *SMALL, "--steps", 4, "--out", out) == 0
     history = read(out / "checkpoints/step_000000004.safetensors")[1]["history"]
     assert [h["step"] for h in history] == [2, 4]
+
+
+def test_a_dpm_that_exists_goes_on(trained, tmp_path, capsys):
+    first, out = trained / "dpm/model.safetensors", tmp_path / "dpm"
+    assert run("pretrain", "--dpm", first, *SMALL, "--lr", 1e-30, "--steps", 2, "--out", out) == 0
+    before, after = load_model(first), load_model(out / "model.safetensors")  # a step as small as that leaves the weights
+    assert after.metadata["start"] == str(first) and after.metadata["preset"] == "digits"
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(before.state_dict().values(), after.state_dict().values()))
+    assert run("pretrain", "--dpm", "digits", *SMALL, "--steps", 1, "--out", tmp_path / "shipped") == 0
+    shipped, after = load_model(model_file("digits")).dpm, load_model(tmp_path / "shipped/model.safetensors")
+    assert any(not torch.equal(a, b) for a, b in zip(shipped.state_dict().values(), after.state_dict().values()))
+    capsys.readouterr()
+    assert run("pretrain", "--dpm", "hf:x", *SMALL, "--steps", 1, "--out", tmp_path / "x") == 2
+    assert "a file of `pdae pretrain`" in capsys.readouterr().err
 
 
 def test_seed_decides_the_weights(trained, tmp_path):
