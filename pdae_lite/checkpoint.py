@@ -78,6 +78,13 @@ class Saved(nn.Module):
         return load_model(path, expect=cls).to(device)
 
 
+def lists_to_tuples(config) -> None:
+    """For `__post_init__` of a frozen dataclass: JSON has no tuples."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list):
+            object.__setattr__(config, name, tuple(value))
+
+
 # ---- parts whose weights are elsewhere ----------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """What `doctor` measures: does z matter, is x_T Gaussian noise, does a linear probe find the labels in z."""
 import math
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -13,7 +14,7 @@ from ..data.items import readable
 from ..losses import noise_error
 from ..metrics.features import Features
 from ..metrics.gap import principal_components
-from ..metrics.intervals import Estimate, bootstrap, middle, named
+from ..metrics.intervals import Estimate, bootstrap, middle
 from ..metrics.neighbours import nearest_distance
 
 
@@ -132,7 +133,7 @@ def copying(generated: Features, train: Features, held_out: Features) -> Estimat
     ratios = [nearest_distance(x, train) / nearest_distance(x, held_out[half:]).clamp(min=1e-12)
               for x in (generated, held_out[:half])]
     ratio = bootstrap(lambda a, b: middle(a) / middle(b).clamp(min=1e-12), 2000, None, *ratios)
-    return named(ratio, (*ratio.n, len(train)), generated.space)
+    return replace(ratio, n=(*ratio.n, len(train)), space=generated.space)
 
 
 # ---- images from anywhere -----------------------------------------------------------------------------------------

@@ -4,17 +4,18 @@ All take `Features` (see `features`), never pixels, and name the space they were
 Inception's among them, can't be compared.
 """
 import math
-import weakref
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .features import Features, in_parts, together
+from .features import Features, as_features, in_parts, together
 from .intervals import Estimate, Z, jackknife_variance
 
 GROUPS, T_19 = 20, 2.093024  # of the grouped jackknife, and 97.5 % quantile of Student's t with 19 degrees of freedom
 STRATA, T_9 = 10, 2.262157  # the same where groups have as many of each class
+kept = lru_cache(16)  # by identity: real images serve many comparisons
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +57,8 @@ def fid(generated: Features, real: Features | Statistics) -> Estimate:
     Raises:
         ValueError: two feature spaces, or fewer than 20 images.
     """
-    g, g_parts = _leave_out(generated)
-    r, r_parts = (real, []) if isinstance(real, Statistics) else _leave_out(real)
+    g, g_parts = _leave_out(as_features(generated))
+    r, r_parts = (real, []) if isinstance(real, Statistics) else _leave_out(as_features(real))
     return _jackknifed(frechet_distance(g, r), [frechet_distance(part, r) for part in g_parts],
                        [frechet_distance(g, part) for part in r_parts], T_19, (g.n, r.n), g.space, least=0.0)
 
@@ -65,27 +66,28 @@ def fid(generated: Features, real: Features | Statistics) -> Estimate:
 def kid(generated: Features, real: Features) -> Estimate:
     """Kernel distance (Bińkowski et al. 2018): unbiased squared MMD with the kernel (x·y/D + 1)³. May be below 0.
 
-    All pairs are used, which has less variance than subsets. The interval is the jackknife's over single images, exact
-    by the kernel's row sums; where both sets have one distribution it is wider than it need be, never narrower.
+    All pairs are used, not subsets. The interval is the jackknife's over single images; where both sets have one
+    distribution it is wider than it need be, never narrower.
     """
     x, y, space = together(generated, real)
     if min(len(x), len(y)) < 3:
         raise ValueError(f"{len(x)} generated and {len(y)} real images; want 3 or more of each")
-    return _squared_mmd(_within_sums(generated), _within_sums(real), *_kernel_sums(x, y), space)
+    within = (_within_sums(as_features(f)) for f in (generated, real))
+    return _squared_mmd(*within, *_kernel_sums(x, y), space)
 
 
 def kid_difference(a: Features, b: Features, real: Features, real_varies: bool = True) -> Estimate:
     """`kid(a, real)` − `kid(b, real)`, where sample i of a and sample i of b are a pair: drawn from one noise, say.
 
-    What chance does to one of a pair it does to the other, so `-` of two `Estimate`s would be too wide. Here each pair
-    is left out of both sets at once, and each real image of both distances. Where a and b are stratified, that is done
-    with 10 groups of as many of each class.
+    `-` of two `Estimate`s would be too wide. Here each pair is left out of both sets at once, and each real image of
+    both distances; where a and b are stratified, 10 groups of as many of each class are.
 
     Args:
         real_varies: whether the interval is to hold for other real images, too; False: for these alone.
     """
+    a, b, real = map(as_features, (a, b, real))
     x, w, y, space = _three(a, b, real, 3)
-    if not all(getattr(f, "stratified", False) for f in (a, b)):
+    if not (a.stratified and b.stratified):
         (xy, yx), (wy, yw) = _kernel_sums(x, y), _kernel_sums(w, y)
         inside = _within_sums(a) - _within_sums(b)  # that of the real images is in both distances, and cancels
         return _squared_mmd(inside, torch.zeros(len(y)), xy - wy, yx - yw if real_varies else None, space)
@@ -101,7 +103,7 @@ def kid_difference(a: Features, b: Features, real: Features, real_varies: bool =
 def fid_difference(a: Features, b: Features, real: Features) -> Estimate:
     """`fid(a, real)` − `fid(b, real)`, likewise, over 20 groups. The sets are of one size: most of the bias cancels."""
     space = _three(a, b, real, GROUPS)[3]
-    (f, f_parts), (g, g_parts), (r, r_parts) = (_leave_out(features) for features in (a, b, real))
+    (f, f_parts), (g, g_parts), (r, r_parts) = (_leave_out(as_features(x)) for x in (a, b, real))
     parts = [frechet_distance(p, r) - frechet_distance(q, r) for p, q in zip(f_parts, g_parts)]
     reals = [frechet_distance(f, part) - frechet_distance(g, part) for part in r_parts]
     return _jackknifed(frechet_distance(f, r) - frechet_distance(g, r), parts, reals, T_19, (f.n, r.n), space)
@@ -129,22 +131,8 @@ def class_score(logits: Tensor, space: str = "") -> Estimate:
     return Estimate(value, max(1.0, value - half), min(float(p.shape[1]), value + half), (n,), space)
 
 
-def _kept(function):
-    """Keeps what it finds for `Features` as long as those live: real images serve many comparisons."""
-    known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-    def kept(features):
-        if not isinstance(features, Features):
-            return function(features)
-        if features not in known:
-            known[features] = function(features)
-        return known[features]
-
-    return kept
-
-
-@_kept
-def _leave_out(features) -> tuple[Statistics, list[Statistics]]:
+@kept
+def _leave_out(features: Features) -> tuple[Statistics, list[Statistics]]:
     """Statistics of features, and of them without each of 20 groups in turn."""
     x, _, space = together(features, features)
     if len(x) < GROUPS:
@@ -176,8 +164,8 @@ def _squared_mmd(xx: Tensor, yy: Tensor, xy: Tensor, yx: Tensor | None, space: s
     return _jackknifed(value, without_one(xx, xy, yy), [] if yx is None else without_one(yy, yx, xx), Z, (n, m), space)
 
 
-@_kept
-def _within_sums(features) -> Tensor:
+@kept
+def _within_sums(features: Features) -> Tensor:
     """Row sums of the kernel of features with themselves, [n], without the diagonal.
 
     Where the classes have fixed numbers, two different images are of one class more seldom than two that are drawn by
@@ -185,7 +173,7 @@ def _within_sums(features) -> Tensor:
     """
     x = together(features, features)[0]
     sums = _kernel_sums(x)[0]
-    if getattr(features, "stratified", False):
+    if features.stratified:
         for label in features.labels.unique():
             rows = (features.labels == label).nonzero()[:, 0].cpu()
             if len(rows) < 2:
@@ -210,11 +198,11 @@ def _kernel_sums(x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 
 def _without(features: Features, group: int | None) -> Features:
-    """All but one of STRATA groups, which have as many of each class if the features are stratified."""
+    """All but one of STRATA groups, with as many of each class."""
     if group is None:
         return features
     rank = torch.arange(len(features))  # of an image within its class
-    for label in features.labels.unique() if features.stratified else ():
+    for label in features.labels.unique() if features.stratified else ():  # real images may not be
         rows = (features.labels == label).nonzero()[:, 0].cpu()
         rank[rows] = torch.arange(len(rows))
     return replace(features[rank % STRATA != group], stratified=features.stratified)

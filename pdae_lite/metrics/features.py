@@ -1,8 +1,9 @@
 """Feature spaces to measure images in: small networks that ship, and the features of real images to compare with.
 
-Inception's features know photographs, not 32×32 digits or drawn faces, and its weights would have to be fetched. These
-networks were trained on what the data sets' training images show, and every result names the space it was measured in.
+Inception's features know photographs, not digits or drawn faces, and its weights would have to be fetched. Every result
+names the space it was measured in.
 """
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..checkpoint import Saved, load
+from ..checkpoint import Saved, lists_to_tuples, load
 from ..data.builtin import digits, load_arrays, to_float
 from ..data.items import in_batches
 from ..networks.blocks import check_images
@@ -38,17 +39,11 @@ class FeatureConfig:
     dropout: float = 0.2
 
     def __post_init__(self):
-        for name in ("labels", "channels", "strides"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has no tuples
+        lists_to_tuples(self)
         if len(self.channels) != len(self.strides) or not self.channels:
             raise ValueError(f"channels has {len(self.channels)} entries, strides {len(self.strides)}; want as many")
-        if self.image_size % self.shrink:
-            raise ValueError(f"image_size={self.image_size}; want a multiple of {self.shrink}, the strides' product")
-
-    @property
-    def shrink(self) -> int:
-        """How many times smaller the last activations are than the image."""
-        return int(np.prod(self.strides))
+        if self.image_size % math.prod(self.strides):
+            raise ValueError(f"image_size={self.image_size}; want a multiple of {math.prod(self.strides)}, the strides' product")
 
 
 class FeatureNet(Saved):
@@ -70,9 +65,9 @@ class FeatureNet(Saved):
             layers.append(nn.Conv2d(previous, channels, kernel, stride, kernel // 2, bias=False))
             layers += [nn.BatchNorm2d(channels), nn.ReLU()]
             previous = channels
-        flat = previous * (config.image_size // config.shrink) ** 2
+        flat = previous * (config.image_size // math.prod(config.strides)) ** 2
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
-        # BatchNorm keeps every feature alive; without it a third of them died.
+        # BatchNorm keeps every feature alive: without it a third of them died.
         self.squeeze = nn.Sequential(nn.Linear(flat, config.width, bias=False), nn.BatchNorm1d(config.width), nn.ReLU())
         self.dropout = nn.Dropout(config.dropout)
         self.logits = nn.Linear(config.width, len(config.labels))
@@ -148,17 +143,18 @@ class Features:
         return self[self.labels[:, self.attributes.index(label)] == value]
 
 
-def together(a: Features | Tensor, b: Features | Tensor) -> tuple[Tensor, Tensor, str]:
-    """Values of two sets in float64 on the CPU, and the name of their space.
+def as_features(x: Features | Tensor) -> Features:
+    """Values [N, D] alone as features of no named space."""
+    return x if isinstance(x, Features) else Features(x)
 
-    Raises:
-        ValueError: two spaces.
-    """
-    a, b = (x if isinstance(x, Features) else Features(x) for x in (a, b))
+
+def together(a: Features | Tensor, b: Features | Tensor) -> tuple[Tensor, Tensor, str]:
+    """Values of two sets in float64 on the CPU, and the name of their space, or a ValueError: they have two."""
+    a, b = as_features(a), as_features(b)
     if a.space != b.space or a.values.shape[1] != b.values.shape[1]:
         widths = a.values.shape[1], b.values.shape[1]
         raise ValueError(f"{a.space} [N, {widths[0]}] against {b.space} [N, {widths[1]}]; want the same feature space")
-    return a.values.detach().double().cpu(), b.values.detach().double().cpu(), a.space
+    return *(x.values.detach().double().cpu() for x in (a, b)), a.space
 
 
 def in_parts(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -171,8 +167,7 @@ def extract(net: FeatureNet, images, layer: str = "class", batch_size: int = 250
     """Features of any number of images, batch by batch, where the network is; float32 on the CPU.
 
     Args:
-        images: uint8 or float in [−1, 1], [N, C, H, W], or a data set of `data` (its labels come along, and
-            what can't be read is left out).
+        images: uint8 or float in [−1, 1], [N, C, H, W]; or a data set: its labels come along.
 
     Raises:
         ValueError: images of another size or range, or NaN in them.
@@ -198,8 +193,7 @@ def extract(net: FeatureNet, images, layer: str = "class", batch_size: int = 250
 def reference(name: str) -> Features:
     """Class features of real images that no model was trained on, with labels: what to measure generated ones against.
 
-    "peeps": 10,000 faces drawn for this purpose alone, in none of the splits (stored as float16). "digits": the 500
-    held-out digits, computed on the fly; too few for a Fréchet distance, so use the kernel distance.
+    "peeps": 10,000 faces in none of the splits. "digits": the 500 held-out digits, too few for a Fréchet distance.
     """
     if name == "digits":
         return replace(extract(load("digits", kind="features"), digits("test")), stratified=True)  # 50 of each

@@ -36,11 +36,9 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 def lpips(a: Tensor, b: Tensor, download: bool = False) -> Tensor:
     """LPIPS (Zhang et al. 2018) on AlexNet, of each pair: [N]. Grey images are taken as RGB.
 
-    AlexNet's ImageNet weights (233 MB) don't ship; torchvision fetches them only with `download=True`. Without them
-    there is `feature_distance`, which is no LPIPS and not comparable with it.
-
     Raises:
-        FileNotFoundError: the weights aren't in torch's cache, and `download` wasn't asked for.
+        FileNotFoundError: AlexNet's weights (233 MB) aren't in torch's cache, and `download` wasn't asked for.
+            `feature_distance` does without, and isn't comparable.
     """
     from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity
     from torchvision.models import AlexNet_Weights

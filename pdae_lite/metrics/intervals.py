@@ -1,6 +1,6 @@
 """Measured values with 95 % intervals: by bootstrap, by Wilson's formula for shares, or by the jackknife."""
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ def median(values: Tensor, resamples: int = 2000, generator: torch.Generator | N
 
 
 def proportion(hits: Tensor) -> Estimate:
-    """Share of True in hits bool [N], with Wilson's interval, which stays sensible at 0 and 1."""
+    """Share of True in hits bool [N], with Wilson's interval."""
     hits = torch.as_tensor(hits)
     if hits.dtype != torch.bool or hits.ndim != 1 or not len(hits):
         raise ValueError(f"hits is {hits.dtype} {list(hits.shape)}; want bool [N]")
@@ -83,9 +83,8 @@ def _numbers(values) -> Tensor:
 
 
 def middle(x: Tensor) -> Tensor:
-    """The median; between the two middle values if their number is even."""
-    ordered, n = x.sort(-1).values, x.shape[-1]
-    return (ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2
+    """The median of the last dimension; between the two middle values if their number is even."""
+    return x.quantile(0.5, -1)
 
 
 def bootstrap(statistic, resamples: int, generator, *samples: Tensor) -> Estimate:
@@ -105,6 +104,3 @@ def jackknife_variance(parts) -> float:
     return float((parts - parts.mean()).square().sum() * (len(parts) - 1) / len(parts))
 
 
-def named(estimate: Estimate, n: tuple[int, ...], space: str) -> Estimate:
-    """The same value with other sample sizes and a feature space."""
-    return replace(estimate, n=n, space=space)

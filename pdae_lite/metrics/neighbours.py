@@ -1,11 +1,12 @@
 """Pairs and neighbours in a feature space: identity, precision and recall, copies of training images."""
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .features import Features, in_parts, together
-from .intervals import Estimate, bootstrap, median, middle, named, proportion
+from .intervals import Estimate, bootstrap, median, middle, proportion
 
 
 def feature_distance(a: Features, b: Features) -> Tensor:
@@ -28,7 +29,7 @@ def nearest_is_own(rebuilt: Features, originals: Features) -> Estimate:
     if len(a) != len(b):
         raise ValueError(f"{len(a)} rebuilt images for {len(b)} originals; want one each")
     nearest = torch.cat([torch.cdist(rows, b).argmin(1) for rows in in_parts(a, b)])
-    return named(proportion(nearest == torch.arange(len(a))), (len(a),), space)
+    return replace(proportion(nearest == torch.arange(len(a))), space=space)
 
 
 class PrecisionRecall(NamedTuple):
@@ -41,8 +42,7 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(generated: Features, real: Features, k: int = 3) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al. 2019): shares in the other set's balls to the k-th neighbour.
 
-    The balls shrink as a set grows: compare only figures of equal sizes, best with as many generated as real images.
-    The intervals are of the shares, for the balls as they are.
+    The balls shrink as a set grows: compare only figures of equal sizes. The intervals are for the balls as they are.
     """
     g, r, space = together(generated, real)
     if not isinstance(k, int) or not 1 <= k < min(len(g), len(r)):
@@ -50,10 +50,10 @@ def precision_recall(generated: Features, real: Features, k: int = 3) -> Precisi
         raise ValueError(f"k={k}; want 1 … {most}, less than either number of images ({len(g)}, {len(r)})")
     out = []
     for inner, outer in ((g, r), (r, g)):
-        # k + 1, because the nearest is the point itself
-        radius = torch.cat([torch.cdist(rows, outer).kthvalue(k + 1, dim=1).values for rows in in_parts(outer, outer)])
+        radius = torch.cat([torch.cdist(rows, outer).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
+                            for rows in in_parts(outer, outer)])
         hits = torch.cat([(torch.cdist(rows, outer) <= radius).any(1) for rows in in_parts(inner, outer)])
-        out.append(named(proportion(hits), (len(inner), len(outer)), space))
+        out.append(replace(proportion(hits), n=(len(inner), len(outer)), space=space))
     return PrecisionRecall(*out)
 
 
@@ -67,9 +67,9 @@ class Memorisation(NamedTuple):
 
 def memorisation(generated: Features, train: Features, held_out: Features) -> Memorisation:
     """Are generated images closer to the training images than images are that no model has seen?"""
-    near, space = [nearest_distance(x, train) for x in (generated, held_out)], together(generated, held_out)[2]
+    near = [nearest_distance(x, train) for x in (generated, held_out)]
+    space = together(generated, held_out)[2]
     if not bool(near[1].median() > 0):
         raise ValueError("half of held_out or more are training images themselves")
     ratio = bootstrap(lambda a, b: middle(a) / middle(b), 2000, None, *near)
-    return Memorisation(*(named(median(d), (len(d), len(train)), space) for d in near),
-                        named(ratio, (*ratio.n, len(train)), space))
+    return Memorisation(*(replace(e, n=(*e.n, len(train)), space=space) for e in (*map(median, near), ratio)))

@@ -1,8 +1,5 @@
-"""One visual language for the whole book: a colour per method, image grids, curves, sliders.
-
-Figures sit on a light card of their own, so that they read the same on a light and on a dark page. `slider` makes an
-interactive figure that needs neither a kernel nor a network; `explorer` is its live counterpart in a running notebook.
-"""
+"""One visual language for the whole book: a colour per method, image grids, curves, live explorers. Figures sit on a
+light card of their own, so that they read the same on a light and on a dark page."""
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +14,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .notebook import caption as show_caption
-from .sliders import CARD, Slider, pixels_of, slider, tile
+from .notebook import display
+from .sliders import CARD, Slider, pixels_of
 
-__all__ = ["COLORS", "DASHES", "NAMES", "CARD", "RC", "style", "styled", "tile", "image_figure", "show_images", "curves",
-           "Slider", "slider", "Explorer", "explorer"]
-
-# One colour per method, through the whole book: told apart with any common colour vision, and at least 3:1 against a
-# white and a near-black page alike. Methods also differ in dash pattern, for print and for eyes that see no colour.
+# One colour per method: told apart with any common colour vision, and at least 3:1 against a white and a near-black
+# page alike. Methods also differ in dash pattern, for print and for eyes that see no colour.
 COLORS = {
     "dpm": "#8C909A",         # the frozen, pre-trained DPM alone
     "pdae": "#1A8ED9",        # the DPM shifted by z
@@ -58,9 +53,8 @@ def style() -> None:
 
 @contextmanager
 def styled(**more) -> Iterator[None]:
-    """The book's look for the figures made inside. (Not `rc_context`: where matplotlib first wakes up inside it, that also
-    undoes the notebook's interactive mode, and figures no longer show.)"""
-    before = {k: mpl.rcParams[k] for k in RC | more}
+    """The book's look for the figures made inside."""
+    before = {k: mpl.rcParams[k] for k in RC | more}  # `rc_context` would also undo the notebook's interactive mode
     mpl.rcParams.update(RC | more)
     try:
         yield
@@ -116,7 +110,8 @@ def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[st
             if titles is not None and (per_image or row == 0):
                 ax.set_title(titles[i], fontsize=9, loc="center", pad=3)
             if row_labels is not None and column == 0:
-                figure.text((left - 0.08) / width, (bottom + h * unit / 2) / height, row_labels[row], ha="right", va="center")
+                at = (left - 0.08) / width, (bottom + h * unit / 2) / height
+                figure.text(*at, row_labels[row], ha="right", va="center")
         if title:
             figure.text(left / width, 1 - 0.1 / height, title, ha="left", va="top")
     plt.close(figure)  # the caller decides where it shows
@@ -124,24 +119,25 @@ def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[st
 
 
 def show_images(images: Tensor, rows: int | None = None, *, caption: str | None = None, **options) -> None:
-    """Show a grid of images here and now, with a caption; arguments as for `image_figure`, which returns the figure instead."""
-    _show(image_figure(images, rows, **options))
+    """Show a grid of images here and now, with a caption; arguments as for `image_figure`."""
+    display(image_figure(images, rows, **options))
     if caption:
         show_caption(caption)
 
 
 def curves(x, series: Mapping[str, object], *, xlabel: str = "", ylabel: str = "", title: str | None = None,
-           bands: Mapping[str, tuple] | None = None, log: bool = False, ax: Axes | None = None, caption: str | None = None) -> Axes:
+           bands: Mapping[str, tuple] | None = None, log: bool = False, ax: Axes | None = None,
+           caption: str | None = None) -> Axes:
     """Lines over a common x, each in its method's colour and dash pattern.
 
     Args:
-        x: [n], numbers. The code's t runs from 0 to T−1.
-        series: name → [n]. A name that is a key of `COLORS` ("dpm", "pdae", …) gets that method's colour and full name;
-            so does "pdae: some note", with the note in the legend.
+        x: [n], numbers.
+        series: name → [n]. A key of `COLORS` ("dpm", "pdae", …) gets that method's colour and full name; so does "pdae:
+            some note", with the note in the legend.
         bands: name → (low [n], high [n]), shaded.
         log: logarithmic y axis.
         ax: draw here; None makes a figure, which a notebook shows at the end of the cell.
-        caption: show the figure now, with these words under it; to draw more into it first, call `viz.caption` afterwards.
+        caption: show the figure now, with these words under it; `viz.caption` does it later.
     """
     with styled():
         ax = plt.subplots()[1] if ax is None else ax
@@ -199,18 +195,10 @@ def explorer(function: Callable, static: Slider | None = None, /, **controls) ->
     def draw(**values):
         result = function(**values)
         if result is not None:
-            _show(image_figure(result) if torch.is_tensor(result) else result)
+            display(image_figure(result) if torch.is_tensor(result) else result)
 
     interactive = widgets.interactive(draw, **controls)
     for child in interactive.children[:-1]:
         if hasattr(child, "continuous_update"):
             child.continuous_update = False  # one computation per move, not one per pixel
     return Explorer(interactive, static)
-
-
-def _show(thing) -> None:
-    try:
-        from IPython.display import display
-    except ImportError:
-        raise ImportError("showing pictures needs a notebook; in a script use image_figure(...).savefig(path)") from None
-    display(thing)

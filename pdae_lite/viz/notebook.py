@@ -1,11 +1,10 @@
-"""What a chapter says beside its figures: claims that are checked, sentences with measured numbers, small tables, captions."""
+"""What a chapter says beside its figures: claims that are checked, sentences with measured numbers, tables, captions.
+"""
 import html
 import inspect
 from collections.abc import Mapping, Sequence
 
 from matplotlib import pyplot as plt
-
-__all__ = ["TICK", "Shown", "claim", "say", "source", "source_of", "table", "caption"]
 
 TICK, OPEN_ROWS = "✓ ", 7
 
@@ -21,10 +20,7 @@ class Shown:
 
 
 def claim(sentence: str, condition, measured: object = None) -> None:
-    """Raise unless the condition holds; show the sentence with a tick, and what was measured beside it.
-
-    A test that runs the cell anew compares the sentence (cell tag `nbval-check-output`), and leaves out what was measured,
-    which may differ in its last digits from one processor to the next.
+    """Show the sentence with a tick, and what was measured beside it, which may differ from machine to machine.
 
     Raises:
         AssertionError: the condition is false; the message has the sentence and what was measured.
@@ -33,15 +29,16 @@ def claim(sentence: str, condition, measured: object = None) -> None:
     if not bool(condition):
         raise AssertionError(f"{sentence}: does not hold{f' ({shown})' if shown else ''}")
     beside = f' <span class="measured">({html.escape(shown)})</span>' if shown else ""
-    _display(Shown(f"{TICK}{sentence}" + (f" [{shown}]" if shown else ""),
-                   f'<p class="pdae-claim"><span class="tick">{TICK.strip()}</span> {html.escape(sentence)}{beside}</p>'))
+    tick = f'<span class="tick">{TICK.strip()}</span>'
+    display(Shown(f"{TICK}{sentence}" + (f" [{shown}]" if shown else ""),
+                  f'<p class="pdae-claim">{tick} {html.escape(sentence)}{beside}</p>'))
 
 
 def say(markdown: str) -> None:
     """Show a paragraph of Markdown: prose whose numbers the cell has measured."""
     from IPython.display import Markdown
 
-    _display(Markdown(inspect.cleandoc(markdown)))
+    display(Markdown(inspect.cleandoc(markdown)))
 
 
 def source(thing) -> None:
@@ -63,13 +60,12 @@ def table(rows: Sequence[Sequence], columns: Sequence[str], *, caption: str, uni
     """A small table, at most seven rows of it open; the rest unfolds.
 
     Args:
-        rows: one sequence a row: its name, then texts, numbers, None (shown as –), or estimates with `value`, `low` and `high`
-            (`metrics.intervals.Estimate`), shown as value ± the larger half of its interval.
+        rows: one sequence a row: its name, then texts, numbers, None (shown as –), or a `metrics.Estimate`, shown as
+            value ± the larger half of its interval.
         columns: names, one for each entry of a row.
         caption: what the table shows, and of how many of what.
         units: column → unit, shown under the column's name, such as "↓, on [0, 1]".
-        best: column → "low" or "high", which is better. The best entry is bold where its interval lies beyond those of all
-            others; entries without an interval are never bold.
+        best: column → "low" or "high", which is better; bold where its interval lies beyond those of all others.
         digits: significant digits, for all columns or column by column.
 
     Raises:
@@ -79,7 +75,8 @@ def table(rows: Sequence[Sequence], columns: Sequence[str], *, caption: str, uni
     per_column = dict.fromkeys(columns, digits) if isinstance(digits, int) else dict.fromkeys(columns, 3) | dict(digits)
     unknown = (set(units) | set(best) | set(per_column)) - set(columns)
     if unknown or any(len(row) != len(columns) for row in rows):
-        raise ValueError(f"table: no column {sorted(unknown)}" if unknown else f"table: want {len(columns)} entries in every row")
+        raise ValueError(f"table: no column {sorted(unknown)}" if unknown else
+                         f"table: want {len(columns)} entries in every row")
 
     def leads(i: int, column: int) -> bool:
         side, mine = best.get(columns[column]), rows[i][column]
@@ -105,20 +102,21 @@ def table(rows: Sequence[Sequence], columns: Sequence[str], *, caption: str, uni
         return f'<tr><th scope="row">{html.escape(cells[i][0])}</th>{entries}</tr>'
 
     def whole(which, words: str) -> str:
-        top = "".join(f'<th scope="col">{html.escape(name)}' + (f'<br><small>{html.escape(units[name])}</small>' if name in units else "")
-                      + "</th>" for name in columns)
+        small = {name: f"<br><small>{html.escape(unit)}</small>" for name, unit in units.items()}
+        top = "".join(f'<th scope="col">{html.escape(name)}{small.get(name, "")}</th>' for name in columns)
         return (f'<table class="pdae-table"><caption>{words}</caption><thead><tr>{top}</tr></thead>'
                 f"<tbody>{''.join(map(line, which))}</tbody></table>")
 
     shown = whole(range(len(rows))[:OPEN_ROWS], html.escape(caption))
     if len(rows) > OPEN_ROWS:
-        more = len(rows) - OPEN_ROWS
-        shown += f"<details><summary>{more} more rows</summary>{whole(range(OPEN_ROWS, len(rows)), 'continued')}</details>"
+        rest = whole(range(OPEN_ROWS, len(rows)), "continued")
+        shown += f"<details><summary>{len(rows) - OPEN_ROWS} more rows</summary>{rest}</details>"
     return Shown(f"{caption}\n{plain}", shown)
 
 
 def number(value, digits: int = 3) -> str:
-    """A number with so many significant digits and no exponent from 0.0001 to 9,999,999; None as –; anything else as its text."""
+    """A number with so many significant digits and no exponent from 0.0001 to 9,999,999; None as –; texts as they are.
+    """
     if value is None or isinstance(value, (str, bool)):
         return "–" if value is None else str(value)
     value = value if isinstance(value, int) else float(value)
@@ -131,12 +129,15 @@ def caption(text: str) -> None:
     """Show the figures made so far in this cell, and a caption under them."""
     for n in plt.get_fignums():
         figure = plt.figure(n)
-        _display(figure)
+        display(figure)
         plt.close(figure)
-    _display(Shown(text, f'<p class="pdae-caption">{html.escape(text)}</p>'))
+    display(Shown(text, f'<p class="pdae-caption">{html.escape(text)}</p>'))
 
 
-def _display(thing) -> None:
-    from IPython.display import display
-
-    display(thing)
+def display(thing) -> None:
+    """Show a thing in a notebook."""
+    try:
+        from IPython.display import display as show
+    except ImportError:
+        raise ImportError("showing pictures needs a notebook; in a script use image_figure(...).savefig(path)") from None
+    show(thing)

@@ -77,13 +77,12 @@ class Slider:
 
 def slider(frames: Tensor | Sequence[Tensor | Figure], labels: Sequence[object], *, id: str, label: str, alt: str,
            scale: float | None = None, start: int = 0, columns: int | None = None, caption: str = "") -> Slider:
-    """Precomputed frames behind a native range input: works in the built page without kernel, network or library.
-
-    With JavaScript off, the frames show as a contact strip. The same input gives the same HTML.
+    """Precomputed frames behind a native range input: works in the built page without kernel, network or library. With
+    JavaScript off, the frames show as a strip. The same input gives the same HTML.
 
     Args:
-        frames: images [F, C, H, W]; or F grids [n, C, H, W], each drawn as one picture, `columns` wide (None: one
-            row); or F matplotlib figures of one size. Floats in [−1, 1] (clamped) or uint8.
+        frames: images [F, C, H, W]; or F grids [n, C, H, W], each drawn as one picture, `columns` wide (None: one row);
+            or F matplotlib figures of one size. Floats in [−1, 1] (clamped) or uint8.
         labels: F short texts or numbers, shown beside the slider as it moves, such as "t = 500".
         id: a fixed name, unique on its page: letters, digits, "-" and "_".
         label: what the slider changes, such as "timestep t".
@@ -102,7 +101,7 @@ def slider(frames: Tensor | Sequence[Tensor | Figure], labels: Sequence[object],
     if not 0 <= start < len(frames):
         raise ValueError(f"start={start}; want 0 … {len(frames) - 1}")
     if not label.strip() or not alt.strip():
-        raise ValueError("label or alt is empty; want texts that say what the slider changes and what the pictures show")
+        raise ValueError("label or alt is empty; want texts: what the slider changes, what the pictures show")
     if torch.is_tensor(frames):
         frames = [image[None] for image in pixels_of(frames, "frames")]
     pictures = [_png(f if isinstance(f, Figure) else tile(pixels_of(f, "a frame"), columns)) for f in frames]
