@@ -22,6 +22,7 @@ COMMANDS = {  # name -> (its module, where add_NAME adds its options to a parser
     "probe": ("pictures", "fit linear probes of attributes, for edit"),
     "doctor": ("doctor", "what is right or wrong with a trained model"),
     "evaluate": ("evaluate", "measure reconstructions; the paper's tables, in small or from its authors' files"),
+    "export": ("export", "write a PDAE as ONNX graphs, for other runtimes"),
     "presets": ("about", "list the presets, or the settings of one"),
     "info": ("about", "what a model file holds"),
 }
@@ -38,6 +39,7 @@ EXAMPLES = """examples:
   pdae sample --model digits --plain --out samples.png
   pdae doctor runs/pdae/model.safetensors
   pdae evaluate --model digits --count 200 --json digits.json
+  pdae export digits --onnx digits_onnx
   pdae info runs/pdae/model.safetensors
 
 A run that was stopped goes on when the same command is given again. Several GPUs:

@@ -88,9 +88,9 @@ class DiffusersDPM(NoisePredictor):
         """The lower half: all of the network that an estimator shares."""
         check_images(x_t, self.config.in_channels, self.config.size_multiple, "x_t")
         constants = {name: _cast(getattr(self, name), self.dtype) for name in self.constants}
-        constants = {name: value.repeat(len(x_t), *[1] * (value.ndim - 1)) for name, value in constants.items()}
+        constants = {name: value.repeat(x_t.shape[0], *[1] * (value.ndim - 1)) for name, value in constants.items()}
         times = torch.as_tensor(t, device=x_t.device).reshape(-1)  # one for all is embedded once
-        times = times.expand(len(x_t)) if constants else times
+        times = times.expand(x_t.shape[0]) if constants else times
         return CutFeatures(x_t, t, **self.cut.lower(self.unet, x_t.to(self.dtype), times, constants))
 
     def head(self, features: CutFeatures) -> Tensor:
@@ -177,7 +177,7 @@ class DiffusersEstimator(nn.Module):
         if weight.is_meta or not torch.is_autocast_enabled(weight.device.type):  # a DPM in bfloat16
             features = CutFeatures(features.x_t, features.t, *_cast(features[2:], weight.dtype))
         parts = {name: getattr(self, name) for name in self.names}
-        emb_z = self.label_emb(z.to(weight.dtype)).expand(len(features.x_t), -1)
+        emb_z = self.label_emb(z.to(weight.dtype)).expand(features.x_t.shape[0], -1)  # not len(): tracing would fix it
         run = _run_again if self.checkpointing and torch.is_grad_enabled() else _run
         return CUTS[self.kind].head(parts, features, emb_z, run)[:, : self.channels].to(features.x_t.dtype)
 

@@ -44,7 +44,8 @@ NAMES = (["train.lr", "train.flip", "train.augment", "train.seed", "train.ema", 
           "precondition", "adm.num_heads"], ["train", "train.", ".", "", "unet.unet", "latent.z_dim"])
 VALUES = ["1", "2", "8", "0", "-1", "0.5", "nan", "none", "true", "affine", "8,8", "1,2", "v", "x", "", "min_snr", "3", "-8,8", "1" * 30]
 POOLS = {"model": MODELS, "file": MODELS, "dpm": MODELS, "latent": LATENTS, "probe": PROBES, "data": DATA, "train": DATA, "images": IMAGES,
-         "json": JSON, "each": (["each"], ["text.txt", "photos", "", "new/each", "/dev/null"]), "inception": ([], ["text.txt", "nowhere"]),
+         "json": JSON, "onnx": (["graphs", "new/graphs"], ["text.txt", "photos", "", "/dev/null", "\udce9"]),
+         "each": (["each"], ["text.txt", "photos", "", "new/each", "/dev/null"]), "inception": ([], ["text.txt", "nowhere"]),
          "attribute": (["dark", "round"], ["tall", "", "\udce9"]), "keep": (["round"], ["dark", "tall"]), "released": ([], ["photos", "nowhere"]),
          "preset": (["digits", "peeps"], ["dogs", ""]), "name": (["digits", "ffhq128"], ["dogs", ""]), "steps": (["2"] * 6, ["2,3", "1000", "x"]),
          "checks": (["rebuilds", "fill,z"], ["hair", "", ","]), "device": (["cpu"], ["cuda", "cuda:9", "meta", "abacus", ""]),
