@@ -5,8 +5,8 @@
     head(x_t, t, f0, …)          -> ε_θ, the DPM's own prediction
     known(x_t, t, f0, …, z)      -> ε_z in the difference form; the shift √(1−ᾱ_t) G in the paper's
 
-t is int64 [1], one for all N images. A head's inputs are those of the above that it uses; `model.json` beside them says all that a
-sampler needs: form, sizes, data range, √ᾱ_t and √(1−ᾱ_t).
+t is int64 [1], one for all N images. A head has those of these inputs that it uses. `model.json` beside them says all
+that a sampler needs: form, sizes, data range, √ᾱ_t and √(1−ᾱ_t).
 """
 import copy
 import json
@@ -43,11 +43,13 @@ class _Graph(nn.Module):
         if self.part == "head":
             return pdae.dpm.head(features)
         known = pdae.estimate(features, given[-1])
-        return known if pdae.form == "difference" else pdae.schedule.at("sqrt_one_minus_alpha_bar", given[1], known) * known
+        if pdae.form == "paper":
+            known = pdae.schedule.at("sqrt_one_minus_alpha_bar", given[1], known) * known
+        return known
 
 
 def _packed(features) -> tuple[list[Tensor], list]:
-    """The different tensors among features but x_t and t, and for each feature its place there (a tuple: places; None)."""
+    """The different tensors among features, without x_t and t, and for each feature its place among them."""
     tensors: list[Tensor] = []
 
     def place(part):
@@ -74,12 +76,12 @@ def to_onnx(pdae: PDAE, folder: str | Path, weights: str = "int8") -> dict:
     """Write the graphs and `model.json` into a folder, and check each by onnxruntime at two batch sizes.
 
     Args:
-        weights: how they are stored: "int8" with a scale a row, "fp16" or "fp32". They are unpacked when a file is loaded; the
-            arithmetic is float32 in any case.
+        weights: how they are stored: "int8" with a scale a row, "fp16" or "fp32". They are unpacked when a file is
+            loaded; the arithmetic is float32 in any case.
 
     Returns:
-        For each part its `bytes`, the largest difference to PyTorch as float32 (`difference`) and as stored (`as_stored`), in
-        standard deviations of the output, and `milliseconds` for one image on one core.
+        For each part its `bytes`, the largest difference to PyTorch as float32 (`difference`) and as stored
+        (`as_stored`), in standard deviations of the output, and `milliseconds` for one image on one core.
 
     Raises:
         ValueError: a model whose DPM is no U-Net of ours or `UNet2DModel` of diffusers, or unknown `weights`.
@@ -99,14 +101,15 @@ def to_onnx(pdae: PDAE, folder: str | Path, weights: str = "int8") -> dict:
         features = pdae.dpm.trunk(x, t)
         shared, z = _packed(features)[0], pdae.encoder(x.clamp(-1, 1))
         told = {"x_t": x, "t": t} | {f"f{i}": f for i, f in enumerate(shared)}
-        inputs = {"encoder": {"x_0": x.clamp(-1, 1)}, "trunk": {"x_t": x, "t": t}, "head": told, "known": told | {"z": z}}
-        outputs = {"encoder": ["z"], "trunk": [name for name in told if name[0] == "f"], "head": ["eps"], "known": ["known"]}
+        inputs = {"encoder": {"x_0": x.clamp(-1, 1)}, "trunk": {"x_t": x, "t": t}, "head": told,
+                  "known": told | {"z": z}}
+        outputs = {"encoder": ["z"], "trunk": list(told)[2:], "head": ["eps"], "known": ["known"]}
         for part in PARTS:
             graph, path, given = _Graph(pdae, part, features).eval(), folder / f"{part}.onnx", inputs[part]
             axes = {name: {0: "n"} for name, value in (given | dict.fromkeys(outputs[part], x)).items()
                     if name != "t" and len(value) == 2}
-            torch.onnx.export(graph, tuple(given.values()), str(path), input_names=list(given), output_names=outputs[part],
-                              dynamic_axes=axes, opset_version=17, dynamo=False)
+            torch.onnx.export(graph, tuple(given.values()), str(path), input_names=list(given),
+                              output_names=outputs[part], dynamic_axes=axes, opset_version=17, dynamo=False)
             exact = _difference(path, graph, given)
             model = onnx.load(path)
             if weights != "fp32":
@@ -117,8 +120,8 @@ def to_onnx(pdae: PDAE, folder: str | Path, weights: str = "int8") -> dict:
                            "milliseconds": _milliseconds(path, given)}
     tables = {name: pdae.schedule.float64[name].tolist() for name in ("sqrt_alpha_bar", "sqrt_one_minus_alpha_bar")}
     write_text(folder / "model.json", json.dumps({
-        "form": pdae.form, "channels": channels, "size": size, "z_dim": pdae.encoder.z_dim, "data_range": pdae.data_range,
-        "weights": weights, **tables}))
+        "form": pdae.form, "channels": channels, "size": size, "z_dim": pdae.encoder.z_dim,
+        "data_range": pdae.data_range, "weights": weights, **tables}))
     return facts
 
 
@@ -128,7 +131,7 @@ def import_onnx():
         import onnx
         import onnxruntime
     except ImportError:
-        raise ImportError("this needs onnx and onnxruntime, which aren't installed; pip install 'pdae_lite[onnx]'") from None
+        raise ImportError("this needs onnx and onnxruntime; pip install 'pdae_lite[onnx]'") from None
     return onnx, onnxruntime
 
 
@@ -138,8 +141,9 @@ def _check(pdae: PDAE) -> tuple[int, tuple[int, int]]:
     network = getattr(dpm, "model", dpm)
     kind = type(getattr(network, "unet", network)).__name__
     if not isinstance(pdae, PDAE) or kind not in ("UNet", "UNet2DModel") or pdae.codec is not None:
-        raise ValueError(f"a {type(pdae).__name__}{f' on a {kind}' if dpm is not None else ''} can't be exported; want a PDAE on a "
-                         "U-Net of this library or a UNet2DModel of diffusers")
+        what = type(pdae).__name__ + (f" on a {kind}" if dpm is not None else "")
+        raise ValueError(f"a {what} can't be exported; want a PDAE on a U-Net of this library or a UNet2DModel of "
+                         "diffusers")
     size = dpm.config.image_size or pdae.encoder.config.image_size
     return dpm.config.in_channels, (size, size) if isinstance(size, int) else size
 
@@ -177,7 +181,7 @@ def _milliseconds(path: Path, given: dict[str, Tensor]) -> float:
 
 
 def _shrink(model, weights: str) -> None:
-    """Store weights in fewer bits, with the nodes in front of their users that unpack them. Runtimes fold these on loading."""
+    """Store weights in fewer bits, and in front of all nodes those that unpack them, which runtimes fold on loading."""
     from onnx import TensorProto, helper, numpy_helper
 
     nodes, kept = [], []
@@ -198,9 +202,10 @@ def _shrink(model, weights: str) -> None:
             _, packed, scale = min(tries, key=lambda one: one[0])
             kept.append(numpy_helper.from_array(scale, f"{name}:scale"))
         kept.append(numpy_helper.from_array(packed, f"{name}:packed"))
-        nodes.append(helper.make_node("Cast", [f"{name}:packed"], [name if half else f"{name}:cast"], to=TensorProto.FLOAT))
+        floats = name if half else f"{name}:cast"
+        nodes.append(helper.make_node("Cast", [f"{name}:packed"], [floats], to=TensorProto.FLOAT))
         if not half:
-            nodes.append(helper.make_node("Mul", [f"{name}:cast", f"{name}:scale"], [name]))
+            nodes.append(helper.make_node("Mul", [floats, f"{name}:scale"], [name]))
     nodes += model.graph.node
     del model.graph.initializer[:], model.graph.node[:]
     model.graph.initializer.extend(kept)
