@@ -23,8 +23,9 @@ from training import PlainPDAE, Variant, parts, provenance, whole_step  # noqa: 
 from pdae_lite.data import ASSETS  # noqa: E402
 from pdae_lite.presets import PRESETS  # noqa: E402
 
-training.VARIANTS["thawed"] = Variant("PDAE, with the DPM inside autograd", lambda p: PlainPDAE(p.dpm(), p.new_encoder(), p.schedule(),
-                                                                                             precondition=p.precondition, form=p.form), whole_step)
+training.VARIANTS["thawed"] = Variant(
+    "PDAE, with the DPM inside autograd",
+    lambda p: PlainPDAE(p.dpm(), p.new_encoder(), p.schedule(), precondition=p.precondition, form=p.form), whole_step)
 # name -> (what is different from the first line, which model, which settings)
 OPTIONS = {
     "preset": ("PDAE as the preset has it: bf16, channels_last, DPM frozen", "pdae", {}),

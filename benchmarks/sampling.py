@@ -156,7 +156,8 @@ def likeness(b: Bench, images: Tensor, originals: Tensor, name: str = "") -> dic
     images = images.clamp(-1, 1)
     return {f"mse{name}": metrics.mean(metrics.mse(images, originals)).to_dict(),
             f"ssim{name}": metrics.mean(metrics.ssim(images, originals)).to_dict(),
-            f"features{name}": metrics.mean(metrics.feature_distance(b.features(images, "shape"), b.features(originals, "shape"))).to_dict()}
+            f"features{name}": metrics.mean(
+                metrics.feature_distance(b.features(images, "shape"), b.features(originals, "shape"))).to_dict()}
 
 
 def change(values: Tensor, before: Tensor) -> dict:

@@ -36,7 +36,8 @@ from pdae_lite.presets import PRESETS, LabelConfig, Preset
 from pdae_lite.progress import progress_bar
 from pdae_lite.training import TrainConfig, train_in_turns
 
-SETTINGS = {"unet": "unet", "encoder": "encoder", "train": "train", "prediction": "prediction", "form": "form", "precondition": "precondition"}
+SETTINGS = {"unet": "unet", "encoder": "encoder", "train": "train", "prediction": "prediction", "form": "form",
+            "precondition": "precondition"}
 # Dense bf16 TFLOP/s by NVIDIA's data sheets; the first name that the card's contains counts.
 PEAKS = {"H200 NVL": 835, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312}
 

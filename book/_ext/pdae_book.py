@@ -168,7 +168,7 @@ def as_rest(app, what, name, obj, options, given):
 
 
 def number_equations(app, env):
-    """One system for the whole book: an equation of the paper, whose label ends in -paper-7, is "paper (7)"; the others count by chapter."""
+    """One system for the whole book: an equation of the paper, labelled …-paper-7, is "paper (7)"; the others count by chapter."""
     for page, figures in env.toc_fignumbers.items():
         chapter, numbers = re.search(r"(\d+)_", page), figures.get("displaymath", {})
         count = 0

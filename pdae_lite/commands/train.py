@@ -23,8 +23,8 @@ from .output import place
 from .settings import SEED, UsageError, number, override
 
 DATA = """training data: digits or peeps, which ship; FOLDER, every image below it; classes:FOLDER, the same with a
-subfolder for each class; stack:FILE, an .npy or .npz of images; lmdb:PATH, in Diff-AE's layout; torchvision:NAME[:ROOT], mnist, fashion_mnist, cifar10 or
-celeba in the folder ROOT (default: data)"""
+subfolder for each class; stack:FILE, an .npy or .npz of images; lmdb:PATH, in Diff-AE's layout;
+torchvision:NAME[:ROOT], mnist, fashion_mnist, cifar10 or celeba in the folder ROOT (default: data)"""
 COUNT = number(int, 1, 10**9)
 FLAGS = {"steps": (COUNT, "optimizer steps"), "batch_size": (COUNT, "images a step"),
          "lr": (number(float, 0), "learning rate"), "save_every": (COUNT, "steps between checkpoints"),

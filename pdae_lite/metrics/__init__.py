@@ -4,8 +4,7 @@ from .features import Features, extract, reference
 from .gap import LinearGaussian, principal_components
 from .images import lpips, mse, psnr, ssim
 from .intervals import Estimate, mean, median, proportion
-from .neighbours import Memorisation, PrecisionRecall, feature_distance, memorisation
-from .neighbours import nearest_distance, nearest_is_own, precision_recall
+from .neighbours import Memorisation, PrecisionRecall, feature_distance, memorisation, nearest_distance, nearest_is_own, precision_recall
 
 __all__ = ["Estimate", "Features", "LinearGaussian", "Memorisation", "PrecisionRecall", "Statistics", "class_score",
            "extract", "feature_distance", "fid", "fid_difference", "frechet_distance", "kid", "kid_difference", "lpips",

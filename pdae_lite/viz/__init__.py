@@ -1,6 +1,5 @@
 """Pictures for notebooks: figures in one style, sliders that work without a kernel, live explorers."""
-from .figures import COLORS, DASHES, FAINT, INK, NAMES, Explorer
-from .figures import curves, explorer, image_figure, show_images, style, styled
+from .figures import COLORS, DASHES, FAINT, INK, NAMES, Explorer, curves, explorer, image_figure, show_images, style, styled
 from .notebook import TICK, Shown, caption, claim, number, say, source, source_of, table
 from .sliders import CARD, Slider, slider, tile
 

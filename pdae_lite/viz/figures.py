@@ -94,9 +94,10 @@ def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[st
     per_image = titles is not None and len(titles) == n and rows > 1
     unit = (85 / h if scale is None else scale) / 100  # everything below in inches
     above = 0.0 if titles is None else 0.24  # room for titles: over the first row only, or over every row
-    left = 0.16 + 0.085 * max(map(len, row_labels)) if row_labels else 0.06
     top, gap, dx = (0.36 if title else 0.06), 0.05, w * unit + 0.05
     dy = h * unit + gap + (above if per_image else 0)
+    size = min(max(10.5, 1.6 * columns * dx), 14.0)  # points: a page shows a wide figure smaller, a phone much smaller
+    left = 0.16 + 0.0081 * size * max(map(len, row_labels)) if row_labels else 0.06
     width = left + columns * dx + 0.02
     height = top + rows * dy + (above if not per_image else 0) + 0.02
     with styled(**{"figure.constrained_layout.use": False}):
@@ -108,10 +109,10 @@ def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[st
             ax.set_axis_off()
             ax.imshow(pixels[i])
             if titles is not None and (per_image or row == 0):
-                ax.set_title(titles[i], fontsize=9, loc="center", pad=3)
+                ax.set_title(titles[i], fontsize=min(size - 1.5, 92 * dx / max(1, *map(len, titles))), loc="center", pad=3)
             if row_labels is not None and column == 0:
                 at = (left - 0.08) / width, (bottom + h * unit / 2) / height
-                figure.text(*at, row_labels[row], ha="right", va="center")
+                figure.text(*at, row_labels[row], ha="right", va="center", fontsize=size)
         if title:
             figure.text(left / width, 1 - 0.1 / height, title, ha="left", va="top")
     plt.close(figure)  # the caller decides where it shows

@@ -293,7 +293,8 @@ def test_save_and_load(tmp_path):
     latent = LatentDPM(LatentConfig(6, 3, 16, 8, 0.1), NoiseSchedule.linear(200), LatentStats.of(5 * normal(50, 6) - 2)).eval()
     latent.save(tmp_path / "latent.safetensors", {"data": "none"})
     again = LatentDPM.load(tmp_path / "latent.safetensors")
-    assert again.config == latent.config and again.schedule.same_as(latent.schedule) and again.metadata == {"data": "none"} and not again.training
+    assert again.config == latent.config and again.schedule.same_as(latent.schedule)
+    assert again.metadata == {"data": "none"} and not again.training
     assert torch.equal(again.sample(5, 4, generator=generator()), latent.sample(5, 4, generator=generator()))
     save_model(tmp_path / "half.safetensors", latent, dtype=torch.float16)
     half = load_model(tmp_path / "half.safetensors", expect=LatentDPM)

@@ -195,7 +195,8 @@ def test_guided_diffusion(tmp_path, photos, capsys):
     assert run("train", "--dpm", f"adm:{tmp_path / 'model.pt'}", "--data", photos, *SHORT, "--set", "adm.noise_schedule=cosine", "--out",
                tmp_path / "out") == 0
     pdae = load_model(tmp_path / "out/model.safetensors")
-    assert pdae.schedule.same_as(NoiseSchedule.cosine()) and pdae.encoder.config.image_size == size and pdae.dpm.config.in_channels == channels
+    assert pdae.schedule.same_as(NoiseSchedule.cosine())
+    assert pdae.encoder.config.image_size == size and pdae.dpm.config.in_channels == channels
     argv = ["train", "--data", photos, *SHORT, "--out", tmp_path / "other", "--dpm", f"adm:{tmp_path / 'model.pt'}"]
     for setting, says in (("adm.channel_mult=a,b", "want whole numbers separated by commas"), ("adm.noise_schedule=sine", "want linear or"),
                           ("adm.widht=3", "widht"), ("adm.model_channels=16", "weights don't fit")):

@@ -1,4 +1,4 @@
-"""The families of models that can be the frozen DPM, and what holds for each: the table of a page (README, or one of the book) is checked here.
+"""The families of models that can be the frozen DPM, and what holds for each: the table of a page of the book is checked here.
 
 `python tests/test_families.py` prints the table as it was found.
 """
