@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .storage import CheckpointError, atomic_path, read, tensors_digest, to_float32, to_int8, write, write_text
+from .storage import PACKED, CheckpointError, atomic_path, read, tensors_digest, to_float32, to_int8, write, write_text
 
 __all__ = ["CheckpointError", "Saved", "Source", "atomic_path", "best_device", "build", "check_references", "describe",
            "keep_by", "keep_shipped", "load", "load_model", "model_file", "read", "save_model", "shipped", "shipped_file",
            "tensors_digest", "write", "write_text"]
+
+ASSETS = Path(__file__).parent / "assets"
 
 # ---- models by name ---------------------------------------------------------------------------------------------
 
@@ -172,7 +174,7 @@ def check_references(model: nn.Module) -> None:
 
 def shipped() -> list[tuple[str, str]]:
     """(data set, kind) of every model file in the package; "dpm" comes with each "pdae"."""
-    return sorted(tuple(p.stem.split("_", 1)) for p in (Path(__file__).parent / "assets").glob("*_*.safetensors"))
+    return sorted(tuple(p.name.removesuffix(PACKED).split("_", 1)) for p in ASSETS.glob(f"*_*{PACKED}"))
 
 
 def shipped_file(name: str, kind: str = "pdae") -> Path:
@@ -181,7 +183,7 @@ def shipped_file(name: str, kind: str = "pdae") -> Path:
     Raises:
         ValueError: nothing of that name and kind ships; the message lists what does.
     """
-    path = Path(__file__).parent / "assets" / f"{name}_{'pdae' if kind == 'dpm' else kind}.safetensors"
+    path = ASSETS / f"{name}_{'pdae' if kind == 'dpm' else kind}{PACKED}"
     if not path.is_file():
         have = ", ".join(f"{n!r} kind {k!r}" for n, k in shipped()) or "no models"
         raise ValueError(f"no model {name!r} of kind {kind!r} ships with pdae_lite; it has {have}")
@@ -190,7 +192,7 @@ def shipped_file(name: str, kind: str = "pdae") -> Path:
 
 def model_file(name: str) -> Path:
     """The file of a shipped model by one word, such as digits or digits_latent; or a file of that name."""
-    shipped = (Path(__file__).parent / "assets" / f"{name}{kind}.safetensors" for kind in ("_pdae", "") if Path(name).name == name)
+    shipped = (ASSETS / f"{name}{kind}{PACKED}" for kind in ("_pdae", "") if Path(name).name == name)
     return next((path for path in shipped if path.is_file()), Path(name))
 
 

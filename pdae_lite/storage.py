@@ -1,6 +1,7 @@
 """Tensors and a JSON header as one safetensors file, with a checksum, written atomically."""
 import hashlib
 import json
+import lzma
 import os
 import tempfile
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 FORMAT = "pdae_lite/1"
+PACKED = ".safetensors.xz"  # how the name of a file ends that holds what `pack` gives
 
 
 class CheckpointError(ValueError):
@@ -50,13 +52,14 @@ def _umask() -> int:
 
 
 def write(path: str | os.PathLike, tensors: dict[str, Tensor], header: dict) -> None:
-    """Tensors and a JSON header as one safetensors file, with a SHA-256 of both."""
+    """Tensors and a JSON header as one safetensors file, with a SHA-256 of both; packed if `path` ends in `PACKED`."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     text = json.dumps(header, sort_keys=True)
     # One metadata entry: safetensors orders several at random, and equal files should have equal bytes.
     meta = {FORMAT: json.dumps({"header": text, "sha256": tensors_digest(tensors, text)})}
+    data = to_bytes(tensors, metadata=meta)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(to_bytes(tensors, metadata=meta))
+        temporary.write_bytes(pack(data) if is_packed(path) else data)
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
@@ -70,7 +73,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
         raise CheckpointError(f"{path}: no such file")
     try:
         meta, tensors = _contents(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as e:
+    except (SafetensorError, OSError, ValueError, RuntimeError, lzma.LZMAError, EOFError) as e:
         reason = str(e).splitlines()[0]
         raise CheckpointError(f"{path}: not a complete safetensors file ({reason}); copy or train it again") from None
     if FORMAT not in meta:
@@ -90,16 +93,45 @@ def _contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a safetensors file."""
     try:
         str(path).encode()
+        by_name = not is_packed(path)
     except UnicodeEncodeError:  # a name that isn't UTF-8, which safetensors can't open
-        data = path.read_bytes()
+        by_name = False
+    if not by_name:
+        data = contents(path)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return header.get("__metadata__", {}), from_bytes(data)
     with safe_open(path, framework="pt") as f:
         return f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
 
 
+def is_packed(path: str | os.PathLike) -> bool:
+    """Whether a file is one that `pack` made smaller, by its name."""
+    return os.fspath(path).endswith(PACKED)
+
+
+def pack(data: bytes) -> bytes:
+    """xz of the even bytes, then the odd ones: the high bytes of float16 apart, as only they have something to save."""
+    return lzma.compress(data[::2] + data[1::2])
+
+
+def unpack(packed: bytes) -> bytes:
+    """The inverse of `pack`."""
+    apart = lzma.decompress(packed)
+    half, data = (len(apart) + 1) // 2, bytearray(len(apart))
+    data[::2], data[1::2] = apart[:half], apart[half:]
+    return bytes(data)
+
+
+def contents(path: str | os.PathLike) -> bytes:
+    """The bytes of a file; of a packed one, those that were packed."""
+    data = Path(path).read_bytes()
+    return unpack(data) if is_packed(path) else data
+
+
 def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file; of a packed one, of what was packed."""
+    if is_packed(path):
+        return hashlib.sha256(contents(path)).hexdigest()
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

@@ -5,7 +5,9 @@
 - Docstrings are plain text with single backticks; here they become reST that warns of nothing.
 - `pdae_repository` in _config.yml: once it holds a URL, chapters get buttons for Colab and Binder; without one they get none.
 """
+import lzma
 import re
+from pathlib import Path
 
 from docutils import nodes
 from sphinx import addnodes
@@ -195,10 +197,23 @@ def public_url(app, config):
                                "colab_url": "https://colab.research.google.com"}})
 
 
+# ---- scripts of others ------------------------------------------------------------------------------------------------
+
+
+def unpack_vendored(app):
+    """The vendored scripts, which are stored as .xz, into the built book; before any page asks for their checksums."""
+    if app.builder.format == "html":
+        for packed in sorted(Path(app.confdir, "_assets", "vendor").glob("*.xz")):
+            script = Path(app.outdir, "_static", "vendor", packed.stem)
+            script.parent.mkdir(parents=True, exist_ok=True)
+            script.write_bytes(lzma.decompress(packed.read_bytes()))
+
+
 def setup(app):
     app.add_config_value("pdae_repository", "", "html")
     app.add_config_value("pdae_branch", "main", "html")
     app.connect("config-inited", public_url, priority=100)
+    app.connect("builder-inited", unpack_vendored)
     app.connect("autodoc-process-docstring", as_rest, priority=100)
     app.connect("env-check-consistency", number_equations)  # later than Sphinx numbers them
     app.connect("env-updated", find_terms)

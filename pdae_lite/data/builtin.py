@@ -1,14 +1,13 @@
 """The data sets that ship: handwritten digits, drawn faces, and the faces drawn again with one thing changed."""
 import io
 import lzma
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-ASSETS = Path(__file__).parent.parent / "assets"
+from ..checkpoint import ASSETS
 
 
 class Images(TensorDataset):

@@ -1,5 +1,4 @@
 """The cards of the models that ship, as Markdown, and their pictures, from what evaluate.py measured."""
-import hashlib
 import io
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from pdae_lite import viz
 from pdae_lite.checkpoint import atomic_path
 from pdae_lite.commands.settings import listing, show
 from pdae_lite.presets import PRESETS, STAGES, Preset
+from pdae_lite.storage import PACKED, contents, file_digest
 from pdae_lite.training import TrainConfig
 
 LARGEST = 60_000  # bytes of a picture
@@ -196,8 +196,8 @@ def hours(o: dict, which: str) -> str:
 
 
 def file_facts(path: Path) -> dict:
-    """Name, bytes and SHA-256 of a file that ships."""
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    """Name, bytes and SHA-256 of a file that ships; of a packed model, of what is packed."""
+    return {"name": path.name.replace(PACKED, ".safetensors"), "bytes": len(contents(path)), "sha256": file_digest(path)}
 
 
 def key(o: dict) -> str:

@@ -1,12 +1,12 @@
 """Measure a model that ships on held-out images, fit its linear probe, and write its card.
 
-    python scripts/assets/evaluate.py digits                    # pdae_lite/assets/digits_pdae.safetensors: about 15 CPU minutes
+    python scripts/assets/evaluate.py digits                    # the shipped PDAE: about 15 CPU minutes
     python scripts/assets/evaluate.py peeps --history runs/peeps-pdae/history.json --dpm-history runs/peeps-dpm/history.json
     python scripts/assets/evaluate.py digits diffae             # its noise error is compared with the DPM's of digits_pdae
     python scripts/assets/evaluate.py peeps --file runs/peeps-pdae/model.safetensors --quick --out /tmp/look
 
-Writes NAME_KIND.json (every figure), NAME_KIND.md (the card), NAME_KIND.png (its picture), and NAME_probe.safetensors, or
-NAME_KIND_probe.safetensors for other kinds than pdae. Needs NAME_features.safetensors (make_features.py). --history, a run's
+Writes NAME_KIND.json (every figure), NAME_KIND.md (the card), NAME_KIND.png (its picture), and the linear probe NAME_probe, or
+NAME_KIND_probe for other kinds than pdae. Needs the network of features (make_features.py). --history, a run's
 history.json, adds the loss curve and the time that it took; it is kept for the next evaluation of the same file.
 """
 import argparse
@@ -21,9 +21,10 @@ import torch
 from cards import card, criteria, draw, file_facts
 from measurements import QUICK, Counts, Subject, measured, pictures
 
-from pdae_lite.checkpoint import write_text
+from pdae_lite.checkpoint import shipped_file, write_text
 from pdae_lite.data import ASSETS
 from pdae_lite.pdae import PDAE
+from pdae_lite.storage import PACKED
 
 
 def described(s: Subject) -> dict:
@@ -64,11 +65,11 @@ def main() -> int:
     if args.quick and args.out == ASSETS:
         parser.error("--quick measures nothing worth shipping; give --out DIR")
     stem = f"{args.name}_{args.kind}"
-    path = args.file or ASSETS / f"{stem}.safetensors"
+    path = args.file or shipped_file(args.name, args.kind)
     counts = replace(QUICK if args.quick else Counts(), **{k: int(v) for k, v in (c.split("=") for c in args.counts.split(",") if c)})
     s = Subject.open(args.name, args.kind, path, counts)
     if s.net is None:
-        parser.error(f"{args.name}_features.safetensors is missing; make it by scripts/assets/make_features.py {args.name}")
+        parser.error(f"the network of features of {args.name} is missing; make it by scripts/assets/make_features.py {args.name}")
     todo, target = measured(s), args.out / f"{stem}.json"
     out = described(s)
     before = json.loads(target.read_text()) if target.is_file() else {}
@@ -87,7 +88,7 @@ def main() -> int:
         out[name] = todo[name](s)
         if name == "probe":
             out[name], fitted = out[name]
-            file = args.out / f"{args.name}_{'' if args.kind == 'pdae' else args.kind + '_'}probe.safetensors"
+            file = args.out / f"{args.name}_{'' if args.kind == 'pdae' else args.kind + '_'}probe{PACKED}"
             fitted.save(file, {"data": args.name, "codes": out["file"], "train": out[name]["train"]})
         print(f"{name}, {time.time() - start:.0f} s: {brief(out[name])}", flush=True)
     missing = set(todo) - set(out)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import pdae_lite
 from pdae_lite import counter_rng, data, losses
-from pdae_lite.checkpoint import load_model, write_text
+from pdae_lite.checkpoint import load_model, shipped_file, write_text
 from pdae_lite.data import ASSETS
 from pdae_lite.guidance import guided
 from pdae_lite.metrics import intervals
@@ -111,7 +111,7 @@ In brackets: 95 % intervals. All figures in full: `digits_classifier.json`.
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--file", type=Path, default=ASSETS / "digits_classifier.safetensors")
+    parser.add_argument("--file", type=Path, default=shipped_file("digits", "classifier"))
     parser.add_argument("--out", type=Path, default=ASSETS, help="where to write (default: beside the shipped models)")
     parser.add_argument("--images", type=int, default=500, help="held-out digits to measure on (default: all)")
     args = parser.parse_args()

@@ -25,7 +25,7 @@ from torch import Tensor
 import pdae_lite
 from pdae_lite import data, losses, metrics, sampling
 from pdae_lite.applications.latent import LatentDPM, latent_codes, sample_images
-from pdae_lite.checkpoint import load_model, write_text
+from pdae_lite.checkpoint import load_model, shipped_file, write_text
 from pdae_lite.guidance import ConditionedDenoiser
 from pdae_lite.metrics.features import extract
 from pdae_lite.pdae import PDAE
@@ -165,7 +165,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=50, help="sampling steps (default: %(default)s)")
     args = parser.parse_args()
     stem = f"{args.name}_{args.kind}"
-    path, start = args.file or data.ASSETS / f"{stem}.safetensors", time.time()
+    path, start = args.file or shipped_file(args.name, args.kind), time.time()
     s = Subject(args.name, args.kind, path, args.steps)
     own = [p for k, p in s.model.named_parameters() if not (isinstance(s.model, PDAE) and k.startswith("dpm."))]
     out = {"name": args.name, "kind": args.kind, "type": type(s.model).__name__, "training": s.model.metadata,

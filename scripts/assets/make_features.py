@@ -33,6 +33,7 @@ import pdae_lite
 from pdae_lite import counter_rng, data, metrics
 from pdae_lite.checkpoint import atomic_path, save_model, write_text
 from pdae_lite.metrics.features import POSE, FeatureConfig, FeatureNet, extract, reference
+from pdae_lite.storage import PACKED
 from pdae_lite.training.batches import affine
 
 SEED, LR = 0, 2e-3
@@ -185,7 +186,7 @@ def make(name: str, size: int) -> None:
     settings = {"data": name, "images": len(images), "steps": STEPS[name], "batch_size": BATCH[name], "lr": LR, "seed": SEED,
                 "torch": torch.__version__,
                 "command": f"python scripts/assets/make_features.py {name}{f' --size {size}' if size != 32 else ''}"}
-    path = data.ASSETS / f"{name}_features.safetensors"
+    path = data.ASSETS / f"{name}_features{PACKED}"
     save_model(path, net, settings, dtype=torch.float16)
     net = pdae_lite.load(name, kind="features")  # as it ships, rounded
     dead = int((extract(net, images.images[:1000]).values.std(0) < 1e-3).sum())

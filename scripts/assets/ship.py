@@ -9,8 +9,8 @@ import argparse
 
 import torch
 
-from pdae_lite.checkpoint import keep_shipped, load_model, save_model
-from pdae_lite.data import ASSETS
+from pdae_lite.checkpoint import ASSETS, keep_shipped, load_model, save_model
+from pdae_lite.storage import PACKED
 
 LIMIT = 15 * 2**20
 
@@ -28,7 +28,7 @@ if __name__ == "__main__":
         metadata["dpm_training"] = load_model(args.dpm).metadata
     if args.shipped_dpm:
         keep_shipped(model.dpm, args.shipped_dpm)
-    target = ASSETS / f"{args.name}.safetensors"
+    target = ASSETS / f"{args.name}{PACKED}"
     save_model(target, model, metadata, dtype=torch.int8 if args.int8 else torch.float16)
     size = target.stat().st_size
     print(target.name, f"{size / 1e6:.1f} MB")

@@ -2,6 +2,7 @@
 
     python scripts/pages/run_notebooks.py                      # all
     python scripts/pages/run_notebooks.py 01_quickstart ...    # some
+    python scripts/pages/run_notebooks.py --tidy               # none: only tidy the stored outputs
 
 What differs from run to run is left out (timings, addresses, how a stream was cut up, live widgets), so that a notebook
 whose results haven't changed gives an empty diff. A notebook that fails is not written.
@@ -10,18 +11,23 @@ How long each took, and on what, goes into notebooks/timings.json, from which bo
 entry is replaced only where the time differs by more than a third, so that it too stays as it is from run to run.
 """
 import argparse
+import base64
+import io
 import json
 import os
 import platform
 import re
+import struct
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import nbformat
 import timings_page
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from PIL import Image
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 TIMINGS = NOTEBOOKS / "timings.json"
@@ -32,6 +38,7 @@ KEPT_CELL_METADATA = {"tags", "mystnb", "slideshow", "jp-MarkdownHeadingCollapse
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run notebooks anew and store their outputs.")
     parser.add_argument("names", nargs="*", help="notebooks, by name or path (default: all)")
+    parser.add_argument("--tidy", action="store_true", help="run nothing: only tidy the outputs as they are stored")
     parser.add_argument("--timeout", type=int, default=600, help="seconds that one cell may take (default: %(default)s)")
     args = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars in stored outputs
@@ -39,6 +46,9 @@ def main() -> int:
     for path in [find(name) for name in args.names] or sorted(NOTEBOOKS.glob("*.ipynb")):
         start = time.perf_counter()
         print(f"{path.name} … ", end="", flush=True)
+        if args.tidy:
+            print("changed" if store(path, nbformat.read(path, as_version=4)) else "unchanged")
+            continue
         try:
             changed = run(path, args.timeout)
         except CellExecutionError as e:
@@ -63,16 +73,20 @@ def find(name: str) -> Path:
 
 def run(path: Path, timeout: int) -> bool:
     """Execute one notebook in its own folder and write it. Returns whether the file changed."""
-    before = path.read_text(encoding="utf-8")
-    notebook = nbformat.reads(before, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}},
                    extra_arguments=["--IPKernelApp.log_level=ERROR"]).execute()
+    return store(path, notebook)
+
+
+def store(path: Path, notebook) -> bool:
+    """Tidy a notebook and write it. Returns whether the file changed."""
     clean(notebook)
     nbformat.validate(notebook)
-    after = nbformat.writes(notebook).rstrip("\n") + "\n"
+    before, after = path.read_text(encoding="utf-8"), nbformat.writes(notebook).rstrip("\n") + "\n"
     if after != before:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(after, encoding="utf-8")
@@ -137,13 +151,32 @@ def merge_streams(outputs: list) -> list:
 
 
 def tidy(output):
-    """Drop a live widget that has HTML beside it, and memory addresses in text."""
+    """Drop a live widget that has HTML beside it, and memory addresses in text; make pictures smaller."""
     data = output.get("data", {})
+    if "image/png" in data:
+        data["image/png"] = base64.b64encode(smaller(base64.b64decode(data["image/png"]))).decode()
     if WIDGET in data and "text/html" in data:
         del data[WIDGET]
     if "text/plain" in data:
         data["text/plain"] = re.sub(r"\b0x[0-9a-f]{6,}\b", "0x…", data["text/plain"])
     return output
+
+
+def smaller(png: bytes) -> bytes:
+    """The same pixels in fewer bytes, if that can be had: opaque, and rows as they are (in PNG's words, filter type 0), which
+    compress better than differences where most of a picture is flat."""
+    image = Image.open(io.BytesIO(png))
+    if image.mode == "RGBA" and image.getextrema()[3] == (255, 255):
+        image = image.convert("RGB")
+    if image.mode != "RGB":
+        return png
+    width, height = image.size
+    rows, step = image.tobytes(), 3 * width
+    flat = zlib.compress(b"".join(b"\0" + rows[y : y + step] for y in range(0, height * step, step)), 9)
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", flat), (b"IEND", b""))
+    made = png[:8] + b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+                              for kind, data in chunks)
+    return min(png, made, key=len)
 
 
 if __name__ == "__main__":

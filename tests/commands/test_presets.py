@@ -8,9 +8,8 @@ from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdae_lite import data
-from pdae_lite.checkpoint import load_model
+from pdae_lite.checkpoint import load_model, shipped_file
 from pdae_lite.commands.settings import UsageError, listing, override, show
-from pdae_lite.data import ASSETS
 from pdae_lite.presets import PRESETS, STAGES, LabelConfig
 from pdae_lite.training import train
 
@@ -86,7 +85,7 @@ def test_the_paper_s_networks():
 
 def test_the_shipped_model_was_trained_with_its_preset():
     """Its file says with what. A preset that changes needs a new file."""
-    facts = load_model(ASSETS / "digits_pdae.safetensors").metadata
+    facts = load_model(shipped_file("digits")).metadata
     for now, then in ((PRESETS["digits"].train, facts), (PRESETS["digits"].pretrain, facts["dpm_training"])):
         assert {k: asdict(now)[k] for k in then["training"]} == then["training"]
 

@@ -1,10 +1,11 @@
-"""Files of tests/data, where the large ones are stored as .xz."""
+"""Files of tests/data, where the large ones are stored as .xz, by `pdae_lite.storage.pack`."""
 import atexit
 import functools
-import lzma
 import shutil
 import tempfile
 from pathlib import Path
+
+from pdae_lite.storage import unpack
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -18,7 +19,7 @@ def fixture(name: str) -> Path:
     unpacked.mkdir(parents=True)
     for path in sorted((DATA / name).iterdir()):
         if path.suffix == ".xz":
-            (unpacked / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
+            (unpacked / path.stem).write_bytes(unpack(path.read_bytes()))
         else:
             shutil.copyfile(path, unpacked / path.name)
     return unpacked
