@@ -7,7 +7,8 @@
 What differs from run to run is left out (timings, addresses, how a stream was cut up, live widgets), so that a notebook
 whose results haven't changed gives an empty diff. A notebook that fails is not written.
 
-How long each took, and on what, goes into notebooks/timings.json, from which book/timings.md is made (timings_page.py). An
+How long each took (with one thread: of the processor's time, so that other programs don't count), and on what, goes into
+notebooks/timings.json, from which book/timings.md is made (timings_page.py). An
 entry is replaced only where the time differs by more than a third, so that it too stays as it is from run to run.
 """
 import argparse
@@ -44,7 +45,7 @@ def main() -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars in stored outputs
     failed = 0
     for path in [find(name) for name in args.names] or sorted(NOTEBOOKS.glob("*.ipynb")):
-        start = time.perf_counter()
+        start, used_before = time.perf_counter(), used()
         print(f"{path.name} … ", end="", flush=True)
         if args.tidy:
             print("changed" if store(path, nbformat.read(path, as_version=4)) else "unchanged")
@@ -56,7 +57,7 @@ def main() -> int:
             print(f"failed\n{e}", file=sys.stderr)
         else:
             seconds = time.perf_counter() - start
-            note_time(path.stem, seconds)
+            note_time(path.stem, min(seconds, used() - used_before) if os.environ.get("OMP_NUM_THREADS") == "1" else seconds)
             timings_page.write_header(path)
             print(f"{'changed' if changed else 'unchanged'}, {seconds:.0f} s")
     timings_page.write()
@@ -92,6 +93,16 @@ def store(path: Path, notebook) -> bool:
         temporary.write_text(after, encoding="utf-8")
         os.replace(temporary, path)
     return after != before
+
+
+def used() -> float:
+    """Seconds of processor time that this process and the kernels that it has ended have used: what a run with one thread takes where
+    nothing else keeps the core busy. The clock on the wall where the system doesn't count it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return time.perf_counter()
+    return sum(o.ru_utime + o.ru_stime for o in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
 def note_time(name: str, seconds: float) -> None:

@@ -15,9 +15,10 @@ TARGET = ROOT / "book" / "timings.md"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HEAD = """# Timings
 
-How long `scripts/pages/run_notebooks.py` took to run each chapter from the first cell to the last, with the start of the kernel. It stores
-the times, with the machine, whenever it runs a chapter; this page, and the minutes at the head of each chapter, are made from them by
-`scripts/pages/timings_page.py`. Only what the table names was measured: where it says "no GPU", nothing was timed on one.
+How long `scripts/pages/run_notebooks.py` took to run each chapter from the first cell to the last, with the start of the kernel; on one
+core, what it took of the core's time. It stores the times, with the machine, whenever it runs a chapter; this page, and the minutes at the
+head of each chapter, are made from them by `scripts/pages/timings_page.py`. Only what the table names was measured: where it says "no
+GPU", nothing was timed on one.
 """
 TIME = re.compile(r"\*\*Time:\*\*[^.]*(\.\./timings`\))?\.( \(Not\s+measured\s+on\s+a\s+GPU\.\))?")
 
