@@ -225,6 +225,10 @@ class PDAE(Autoencoder):
         """The paper's form has one shift for DDPM's steps, another for the rest."""
         return {"shift": "ddpm" if sampler == "ddpm" else "ddim"} if self.form == "paper" else {}
 
+    def of_latents(self) -> "PDAE":
+        """The same model, of the same parts, without its codec: of latents in the place of images."""
+        return PDAE(self.dpm, self.encoder, self.schedule, self.estimator, self.precondition, self.form)
+
     # ---- files ----------------------------------------------------------------------------------------------------
 
     def save(self, path, metadata: dict | None = None, dpm: str | None = None) -> None:

@@ -8,8 +8,8 @@ from .applications.latent import LatentConfig, LatentDPM, LatentStats
 from .data.files import CELEBA64_CROP
 from .data.sources import LMDBConfig
 from .diffae import DiffAE
+from .interop.paths import as_epsilon, flow_schedule
 from .networks.classifier import ClassifierConfig, NoisyClassifier
-from .networks.dpm import as_epsilon
 from .networks.encoder import EncoderConfig, LabelEncoder, SemanticEncoder
 from .networks.unet import UNet, UNetConfig
 from .pdae import PDAE
@@ -71,8 +71,8 @@ class Preset:
         return replace(self, unet=replace(self.unet, num_classes=num_classes), encoder=LabelConfig(num_classes, self.encoder.z_dim))
 
     def schedule(self) -> NoiseSchedule:
-        """The paper's linear schedule."""
-        return NoiseSchedule.linear()
+        """The paper's linear schedule; flow matching's for a DPM that predicts "flow"."""
+        return flow_schedule() if self.prediction == "flow" else NoiseSchedule.linear()
 
     def new_encoder(self) -> nn.Module:
         """A random encoder."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 Time = int | Tensor
 
 # The default γ of each weighting scheme; None: the scheme has no γ.
-LOSS_WEIGHTS = {"pdae": 0.1, "simple": None, "vlb": None, "p2": 1.0, "min_snr": 5.0, "v": None}
+LOSS_WEIGHTS = {"pdae": 0.1, "simple": None, "vlb": None, "p2": 1.0, "min_snr": 5.0, "v": None, "flow": None}
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
@@ -198,6 +198,7 @@ class NoiseSchedule(nn.Module):
         - ``p2``: 1/(k+SNR)^γ, k = 1, γ = 1 (Choi et al. 2022)
         - ``min_snr``: min(SNR, γ)/SNR, γ = 5 (Hang et al. 2023)
         - ``v``: (1+SNR)/SNR, which makes it the error of v (Salimans & Ho 2022)
+        - ``flow``: (1+σ)², σ² = 1/SNR, which makes it the error of flow matching's v = ε − x_0 (Lipman et al. 2023)
 
         `gamma` overrides the scheme's own default; `k` is P2's alone.
         """
@@ -214,6 +215,7 @@ class NoiseSchedule(nn.Module):
             "p2": lambda: 1 / (k + snr) ** gamma,
             "min_snr": lambda: snr.clip(max=gamma) / snr,
             "v": lambda: (1 + snr) / snr,
+            "flow": lambda: (1 + snr**-0.5) ** 2,
         }
         return torch.tensor(schemes[name](), dtype=torch.float32, device=self.beta.device)
 

@@ -130,6 +130,7 @@ def test_loss_weights():
     close(s.loss_weight("p2", gamma=0.5, k=2.0), 1 / (2 + snr) ** 0.5, rtol=1e-6)
     close(s.loss_weight("min_snr"), torch.minimum(snr, torch.tensor(5.0)) / snr, rtol=1e-6)
     close(s.loss_weight("v"), (1 + snr) / snr, rtol=1e-6)
+    close(s.loss_weight("flow"), (1 + snr**-0.5) ** 2, rtol=1e-6)
     # the bound's weight is the gap coefficient squared over 2β, up to the factor 1/2
     close(s.loss_weight("vlb"), table(s, "gap_coefficient") ** 2 / beta, rtol=1e-6)
 

@@ -37,9 +37,7 @@ def _doctor(args) -> None:
     if args.data is None and not sources.has_test(name):
         raise UsageError(f"{args.file} was trained on {name}; add --data DATA with images that it hasn't seen "
                          f"(and --train {name})")
-    if model.codec is not None:
-        raise UsageError(f"{args.file} is an autoencoder of latents, which doctor doesn't take; see evaluate")
-    shape, train = image_shape(model.network), None
+    shape, train = image_shape(model.network, model.codec), None
     held_out = sources.open_source(name, *shape, split="test")
     if args.train or sources.has_test(name):
         train = sources.open_source(args.train or name, *shape)

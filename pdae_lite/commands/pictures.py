@@ -14,7 +14,7 @@ from ..data import sources
 from ..interop.references import DPM, MODEL, fingerprint, image_shape, kind_of, load_codec, load_dpm
 from ..sampling import ddim, slerp
 from .output import check_partner, pixels, place, place_with_record, write_grid, write_json, write_png, write_record
-from .settings import SEED, UsageError, number
+from .settings import SEED, UsageError, add_told, number
 
 AT_ONCE = 64  # images that go through a network together
 MOST = 1_000_000  # images of a command
@@ -63,6 +63,7 @@ def add_sample(parser) -> None:
     add("--model", required=True, metavar="MODEL", help=f"{MODEL}, of a PDAE, a Diff-AE or a DPM; or {DPM}")
     add("--latent", metavar="FILE", help="a file of `pdae latent` (default: the one that ships with the model)")
     add("--force", action="store_true", help="use the latent DPM even if it is of another model's codes")
+    add_told(parser)
     add("--plain", action="store_true", help="of a PDAE, only the DPM inside it")
     add("-n", type=number(int, 1, MOST), default=16, metavar="N", help="how many")
     add("--off-last", type=number(float, 0, 1), metavar="P",
@@ -252,7 +253,7 @@ def _partner(args, kind: str, given: str | None, without: str) -> Path:
 
 
 def _sample_plain(args):
-    dpm, schedule = load_dpm(args.model)
+    dpm, schedule = load_dpm(args.model, prompt=args.prompt, label=args.label)
     if getattr(dpm.config, "num_classes", None) is not None:
         raise UsageError(f"{args.model} is conditional on a class; draw from it in Python")
     (size, channels), codec = image_shape(dpm), load_codec(args.model)

@@ -32,6 +32,13 @@ def number(kind: type = int, low: float = -math.inf, high: float = math.inf):
 SEED = number(int, 0, 2**63 - 1)
 
 
+def add_told(parser) -> None:
+    """--prompt and --label: what a conditional DPM is told, once and for all."""
+    add = parser.add_argument
+    add("--prompt", metavar="TEXT", help="what a text-conditional DPM of hf: is told (default: the empty prompt)")
+    add("--label", type=number(int, 0), metavar="N", help="the class that a conditional DPM of hf: or adm: is told")
+
+
 def whole_numbers(option: str, text: str) -> list[int]:
     """Numbers separated by commas, each 1 or more."""
     numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]

@@ -20,7 +20,7 @@ from ..presets import PRESETS, STAGES
 from ..storage import file_digest
 from ..training.loop import join_processes, train
 from .output import place
-from .settings import SEED, UsageError, number, override
+from .settings import SEED, UsageError, add_told, number, override
 
 DATA = """training data: digits or peeps, which ship; FOLDER, every image below it; classes:FOLDER, the same with a
 subfolder for each class; stack:FILE, an .npy or .npz of images; lmdb:PATH, in Diff-AE's layout;
@@ -29,7 +29,7 @@ COUNT = number(int, 1, 10**9)
 FLAGS = {"steps": (COUNT, "optimizer steps"), "batch_size": (COUNT, "images a step"),
          "lr": (number(float, 0), "learning rate"), "save_every": (COUNT, "steps between checkpoints"),
          "log_every": (COUNT, "steps between log entries"), "seed": (SEED, "seed of weights, data order and noise"),
-         "weight": (str, "loss weighting: pdae, simple, vlb, p2, min_snr or v"),
+         "weight": (str, "loss weighting: pdae, simple, vlb, p2, min_snr, v or flow"),
          "precision": (("no", "bf16"), "autocast to bf16, or not"), "tensorboard": (bool, "also log for TensorBoard"),
          "compile": (bool, "torch.compile the training step, or don't")}
 WITHOUT_PRESET = "peeps64"  # whose networks --size alone stretches to other images
@@ -51,6 +51,7 @@ def add_train(parser) -> None:
     parser.add_argument("--dpm", metavar="DPM", help=f"for pdae: {DPM}")
     parser.add_argument("--dpm-by", choices=("value", "reference"), default="value",
                         help="for hf: what the PDAE's file holds of its DPM: the weights, or where they are")
+    add_told(parser)
     parser.add_argument("--warm-encoder", type=COUNT, metavar="IMAGES",
                         help="for pdae, diffae: first train the encoder for so many images in a plain autoencoder")
     _options(parser, _train, labels=True)
@@ -115,6 +116,9 @@ def _train(args) -> None:
     _begin(args)
     if args.dpm is not None and args.method != "pdae":
         raise UsageError(f"--dpm {args.dpm}, but --method {args.method} trains from scratch; leave --dpm out")
+    for name in ("prompt", "label"):
+        if getattr(args, name) is not None and args.method != "pdae":
+            raise UsageError(f"--{name} is what a given DPM is told; --method {args.method} has none, leave it out")
     METHODS[args.method](args)
 
 
@@ -125,7 +129,7 @@ def _train_pdae(args) -> None:
     kind = kind_of(args.dpm)
     ours, of_adm = ([s for s in args.settings if s.startswith("adm.") == adm] for adm in (False, True))
     with _one_first(kind == "hf"):
-        dpm, schedule = load_dpm(args.dpm, of_adm, args.dpm_by, args.size)
+        dpm, schedule = load_dpm(args.dpm, of_adm, args.dpm_by, args.size, args.prompt, args.label)
         codec = load_codec(args.dpm, args.dpm_by)
     size, channels = _takes(args, dpm, dpm, codec)
     side, depth = image_shape(dpm)  # of what the encoder sees: images, or latents

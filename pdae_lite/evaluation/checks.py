@@ -12,10 +12,29 @@ from ..autoencoder import Autoencoder
 from ..data.builtin import to_float
 from ..data.items import readable
 from ..losses import noise_error
-from ..metrics.features import Features
+from ..metrics.features import FeatureNet, Features, extract
 from ..metrics.gap import principal_components
 from ..metrics.intervals import Estimate, bootstrap, middle
 from ..metrics.neighbours import nearest_distance
+
+
+def x_0_of(model: Autoencoder, images: Tensor) -> Tensor:
+    """What the networks of a model see of images: latents, where it has a codec."""
+    if model.codec is None:
+        return images
+    return torch.cat([model.codec.encode(part.to(model.device)) for part in images.split(50)])
+
+
+def times(model: Autoencoder, shares) -> list[int]:
+    """Shares of T as distinct t from 1 on."""
+    return sorted({min(max(round(share * model.schedule.T), 1), model.schedule.T - 1) for share in shares})
+
+
+def space_of(net: FeatureNet | None, layer: str):
+    """Images -> Features: of the network's layer, or their pixels."""
+    if net is None:
+        return lambda x: Features(x.detach().float().cpu().flatten(1), "pixels")
+    return lambda x: extract(net, x.detach().float().clamp(-1, 1), layer)
 
 
 def own_error(model: Autoencoder, x_0: Tensor, ts, seed: int = 0) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import sampling
 from ..autoencoder import Autoencoder
 from ..losses import fill, nats, noise_error
-from ..metrics.features import FeatureNet, Features, extract
+from ..metrics.features import FeatureNet
 from ..metrics.gap import LinearGaussian
 from ..metrics.images import mse
 from ..metrics.neighbours import nearest_is_own
@@ -29,6 +29,9 @@ from .checks import (
     own_error,
     pick,
     probe_scores,
+    space_of,
+    times,
+    x_0_of,
     z_sensitivity,
 )
 
@@ -103,7 +106,8 @@ class Report:
 def examine(model: Autoencoder, held_out, train=None, labels=None, train_labels=None, *, names=None,
             features: FeatureNet | None = None, images: int = 100, checks: Iterable[str] | None = None, seed: int = 0,
             progress: bool = False) -> Report:
-    """Look a trained model over: about a minute on two quiet CPU cores for 100 digits of 32×32.
+    """Look a trained model over: about a minute on two quiet CPU cores for 100 digits of 32×32. Of a model with a codec,
+    what concerns the noise is measured on latents, and the rest on images.
 
     Args:
         model: a `PDAE` or a `DiffAE` with an encoder of images.
@@ -129,15 +133,17 @@ def examine(model: Autoencoder, held_out, train=None, labels=None, train_labels=
     if not all(bool(p.isfinite().all()) for p in model.parameters()) or not bool(z.isfinite().all()):
         says = "the weights, or the codes they give, hold NaN or infinite values"
         return Report(title, [Finding("weights", "bad", says, CURES["not finite"])])
-    seen = None if train is None else pick(train, images, seed).to(model.device)
-    identity, kind = _in(features, "shape"), _in(features, "class")
+    inner, x_0 = model if model.codec is None else model.of_latents(), x_0_of(model, x)
+    seen = None if train is None else x_0_of(model, pick(train, images, seed)).to(model.device)
+    identity, kind = space_of(features, "shape"), space_of(features, "class")
     able = {
         "codes": lambda: _codes(z),
         "fill": isinstance(model, PDAE) and (
-            lambda: _fill(model, x, None if train is None else pick(train, REFERENCE_IMAGES, seed), seed)),
-        "z": lambda: _z(model, x, seed),
-        "overfitting": seen is not None and (lambda: _overfitting(model, x, seen, seed)),
-        "x_T": lambda: _x_T(model, x[:32], seed),
+            lambda: _fill(inner, x_0, None if train is None else x_0_of(model, pick(train, REFERENCE_IMAGES, seed)),
+                          seed)),
+        "z": lambda: _z(inner, x_0, seed),
+        "overfitting": seen is not None and (lambda: _overfitting(inner, x_0, seen, seed)),
+        "x_T": lambda: _x_T(inner, x_0[:32], seed),
         "reconstruction": lambda: _reconstruction(model, x[:50], seed, identity),
         "memorisation": seen is not None and (
             lambda: _memorisation(model, pick(held_out, OTHER_IMAGES, seed), pick(train, TRAIN_IMAGES, seed), seed,
@@ -173,7 +179,7 @@ def _codes(z: Tensor) -> Finding:
 
 
 def _fill(model: PDAE, x: Tensor, reference: Tensor | None, seed: int) -> Finding:
-    schedule, fills, ts = model.schedule, _times(model, FILL_AT), _times(model, NATS_AT)
+    schedule, fills, ts = model.schedule, times(model, FILL_AT), times(model, NATS_AT)
     e_dpm = noise_error(lambda _: model.dpm, x, schedule, ts, seed)
     e_own = own_error(model, x, ts, seed)
     filled = fill(e_own, e_dpm)[[ts.index(t) for t in fills]]
@@ -191,7 +197,7 @@ def _fill(model: PDAE, x: Tensor, reference: Tensor | None, seed: int) -> Findin
 
 
 def _z(model: Autoencoder, x: Tensor, seed: int) -> Finding:
-    ts = _times(model, FILL_AT[::2])
+    ts = times(model, FILL_AT[::2])
     found = z_sensitivity(model, x, ts, seed)
     change, cost = found["change"] / found["error"], found["swapped"] / found["error"]
     most, typical = float(change.max()), float(cost.log().mean().exp())
@@ -208,7 +214,7 @@ def _z(model: Autoencoder, x: Tensor, seed: int) -> Finding:
 
 
 def _overfitting(model: Autoencoder, x: Tensor, seen: Tensor, seed: int) -> Finding:
-    ts = _times(model, FILL_AT[:5:2])
+    ts = times(model, FILL_AT[:5:2])
     held_out, train = (own_error(model, y, ts, seed) for y in (x, seen))
     ratio = float((held_out / train).log().mean().exp())
     return _judged("overfitting", f"the error on held-out images is {ratio:.2f} times that on training images",
@@ -247,6 +253,9 @@ def _reconstruction(model: Autoencoder, x: Tensor, seed: int, space) -> Finding:
     says = (f"rebuilt from z and random x_T, {own.value:.2f} of {len(x)} images are nearest to their own original "
             f"({own.space}; MSE {error:.4f} on [0, 1]); with the inferred x_T the MSE is {exact:.1e}")
     numbers = {"nearest_is_own": own.value, "mse_random_x_T": error, "mse_inferred_x_T": exact, "space": own.space}
+    if model.codec is not None:
+        numbers["mse_codec"] = lost = float(mse(model.codec.decode(x_0_of(model, x)), x).mean())
+        says += f", and {lost:.1e} by the codec alone"
     return _judged("reconstruction", says, numbers, (own.value < 0.5, "bad", "not rebuilt"),
                    (own.value < 0.9 or exact > max(error, 1e-3), "look", "rebuilt badly"))
 
@@ -256,6 +265,7 @@ def _memorisation(model: Autoencoder, x: Tensor, train: Tensor, seed: int, space
     if isinstance(model, PDAE):
         what, x_T = "samples of the DPM", model.noise(50, generator)
         made = sampling.dpm_solver(model.dpm, x_T, model.schedule, steps=steps)
+        made = made if model.codec is None else model.codec.decode(made)
     else:
         what = "images rebuilt from z"
         made = model.decode(model.encode(x[:50].to(model.device)), steps=steps, generator=generator)
@@ -285,15 +295,3 @@ def _probes(model: Autoencoder, held_out, labels, train, train_labels, names, se
             f"{found['test']} others; on as many principal components {pca:.3f}; by chance {chance:.2f}")
     return _judged("probes", says, found, (own < chance + 0.2 * (1 - chance), "bad", "no labels in z"),
                    (own < pca - 0.02, "look", "pca"))
-
-
-def _times(model: Autoencoder, shares) -> list[int]:
-    """Shares of T as distinct t from 1 on."""
-    return sorted({min(max(round(share * model.schedule.T), 1), model.schedule.T - 1) for share in shares})
-
-
-def _in(net: FeatureNet | None, layer: str):
-    """Images -> Features: of the network's layer, or their pixels."""
-    if net is None:
-        return lambda x: Features(x.detach().float().cpu().flatten(1), "pixels")
-    return lambda x: extract(net, x.detach().float().clamp(-1, 1), layer)

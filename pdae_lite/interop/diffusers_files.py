@@ -66,6 +66,7 @@ def from_diffusers(unet_or_path, scheduler=None, *, keep: str = "value", downloa
     given = {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds, **(added_cond_kwargs or {}),
              "label": None if label is None else torch.tensor([label])}
     prompted = type(unet).__name__ in ("UNet2DConditionModel", "SD3Transformer2DModel")
+    given["prompt"] = None if prompted else prompt or None  # which then is too much
     if prompt_embeds is None and root is not None and prompted:
         given |= encode_prompt(root, unet, prompt, download)
     free = latents or (latents is None and type(unet).__name__ != "UNet2DModel")

@@ -21,6 +21,7 @@ UNet2DModel or pipeline of diffusers (a hub id is downloaded if it isn't in the 
 guided-diffusion; released:FILE[,CONFIG], of the PDAE authors; diffae:FILE[,CONFIG], of Diff-AE's. CONFIG is YAML or
 JSON (default: the one beside FILE, and for diffae: what FILE says itself)"""
 KINDS = ("hf", "adm", "released", "diffae")
+TOLD = {"prompt": ("hf",), "label": ("hf", "adm")}  # what a conditional DPM is always told -> kinds that may have one
 ADM_SCHEDULE = ("noise_schedule", "diffusion_steps")  # of guided-diffusion's scripts; its networks don't show them
 TUPLES = ("attention_resolutions", "channel_mult")
 
@@ -31,13 +32,15 @@ def kind_of(name: str) -> str | None:
     return kind if colon and rest and kind in KINDS and not Path(name).is_file() else None
 
 
-def load_dpm(name: str, settings: tuple[str, ...] | list[str] = (), keep: str = "value", size: int | None = None):
+def load_dpm(name: str, settings: tuple[str, ...] | list[str] = (), keep: str = "value", size: int | None = None,
+             prompt: str | None = None, label: int | None = None):
     """(dpm, schedule) of a reference; see `DPM`.
 
     Args:
         settings: "adm.NAME=VALUE" each, arguments of an adm: network that win over those of its CONFIG.
         keep: what a file of a PDAE on it holds: "value", its weights, or "reference", where they are (hf: only).
         size: side of an adm: network's images, if its CONFIG doesn't say it: the weights don't show it.
+        prompt, label: what a conditional DPM is told from now on, text (hf:) or the number of a class (hf:, adm:).
 
     Raises:
         ValueError: a reference or setting that makes no sense.  CheckpointError: a missing, damaged or foreign file.
@@ -47,10 +50,14 @@ def load_dpm(name: str, settings: tuple[str, ...] | list[str] = (), keep: str = 
         raise ValueError(f"setting {settings[0].partition('=')[0]!r} is for adm:FILE, not for {name}")
     if keep == "reference" and kind != "hf":
         raise ValueError(f"keep='reference' is for hf:FOLDER and hf:HUB/ID, not for {name}")
+    told = {what: value for what, value in {"prompt": prompt, "label": label}.items() if value is not None}
+    for what in told:
+        if kind not in TOLD[what]:
+            raise ValueError(f"{what} is for {' and '.join(f'{k}:' for k in TOLD[what])}, not for {name}")
     if kind == "hf":
-        return _read(diffusers_files.from_diffusers, name.partition(":")[2], keep)
+        return _read(diffusers_files.from_diffusers, name.partition(":")[2], keep, **told)
     if kind == "adm":
-        return _from_adm(*_file_and_config(name), settings, size)
+        return _from_adm(*_file_and_config(name), settings, size, **told)
     if kind == "released":
         return _from_release(*_file_and_config(name))
     if kind == "diffae":
@@ -110,18 +117,18 @@ def _own(name: str):
     return model, NoiseSchedule.linear() if schedule is None else schedule  # `pdae pretrain` knows no other
 
 
-def _read(reader: Callable, source: str, keep: str):
+def _read(reader: Callable, source: str, keep: str, **told):
     """What a reader of diffusers' files finds in a folder or the hub's cache; what isn't there is fetched from the
     hub."""
     try:
-        return reader(source, keep=keep)
+        return reader(source, keep=keep, **told)
     except CheckpointError as e:
         if Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):  # no hub id
             raise CheckpointError(str(e).replace(", or pass download=True to fetch it", "")) from None
-        return reader(source, keep=keep, download=True)
+        return reader(source, keep=keep, download=True, **told)
 
 
-def _from_adm(path: Path, config: Path | None, settings, size: int | None):
+def _from_adm(path: Path, config: Path | None, settings, size: int | None, label: int | None = None):
     arguments = {} if config is None else dict(read_yaml(config, ()))  # JSON is YAML
     for setting in settings:
         key, equals, text = setting.removeprefix("adm.").partition("=")
@@ -135,7 +142,7 @@ def _from_adm(path: Path, config: Path | None, settings, size: int | None):
         raise ValueError(f"adm.noise_schedule={name}, adm.diffusion_steps={T}; want linear or cosine, and an integer")
     # As guided-diffusion stretches its linear schedule: β_t · T stays.
     schedule = NoiseSchedule.cosine(T) if name == "cosine" else NoiseSchedule.linear(T, 0.1 / T, 20 / T)
-    return adm.load_adm(path, arguments), schedule
+    return adm.load_adm(path, arguments, label), schedule
 
 
 def _from_release(path: Path, config: Path | None):

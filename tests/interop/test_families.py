@@ -1,6 +1,6 @@
-"""The families of models that can be the frozen DPM, and what holds for each: the table of a page of the book is checked here.
+"""The families of models that can be the frozen DPM, and what holds for each: the table of book/families.md is checked here.
 
-`python tests/test_families.py` prints the table as it was found.
+`python tests/interop/test_families.py` prints the table as it was found.
 """
 import functools
 import json
@@ -47,7 +47,7 @@ class Family:
     eps: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     trained: bool = False  # came with an estimator of its own
     again: Callable[[], Callable] | None = None  # a DPM that no file holds
-    word: Callable[[Path], str] | None = None  # what `pdae train --dpm` calls it, once it is in a folder
+    word: Callable[[Path], str] | None = None  # what `pdae train --dpm` calls it, once it is in a folder; maybe with --label
 
 
 def kept(name):
@@ -80,10 +80,21 @@ def own_eps(prediction):
     return dpm(x, T_BATCH), to_epsilon(net(x, T_BATCH), x, T_BATCH, schedule, prediction)
 
 
-def saved(prediction):
+def saved(make):
     def word(folder):
-        save_model(folder / "dpm.safetensors", own(prediction)[1])
+        save_model(folder / "dpm.safetensors", make())
         return str(folder / "dpm.safetensors")
+
+    return word
+
+
+def as_adm(make, label=""):
+    """Weights in a file, what they don't show in another; `make` gives both."""
+    def word(folder):
+        state, config = make()
+        torch.save(state, folder / "model.pt")
+        (folder / "model.json").write_text(json.dumps(config))
+        return f"adm:{folder / 'model.pt'}{label}"
 
     return word
 
@@ -262,10 +273,24 @@ def cut_eps(name):
     return interop.from_diffusers(network(name), **given(name))[0](noisy(2), T_BATCH), its_eps(network(name), name, noisy(2), T_BATCH)
 
 
-def pipeline(name):
+def pipeline(name, label=""):
     def word(folder):
         save(name, folder, sample_size=16)
-        return f"hf:{folder / 'pipeline'}"
+        return f"hf:{folder / 'pipeline'}{label}"
+
+    return word
+
+
+def latents_of(codec, label="", **changes):
+    """A U-Net and a codec, as a pipeline of diffusers without a class of its own."""
+    def word(folder):
+        made, index = codec(), {"_class_name": "DiffusionPipeline"}
+        parts = {"unet": unet("latent", sample_size=16, **changes), "scheduler": scheduler("latent")}
+        for name, part in (parts | {"vqvae" if type(made).__name__ == "VQModel" else "vae": made}).items():
+            part.save_pretrained(folder / name)
+            index[name] = ["diffusers", type(part).__name__]
+        (folder / "model_index.json").write_text(json.dumps(index))
+        return f"hf:{folder}{label}"
 
     return word
 
@@ -276,13 +301,13 @@ CONFIGURATIONS = {"celebahq": "shape of `ddpm-celebahq-256`", "adm": "ADM's bloc
                   "gray": "1 channel, learned time embedding, predicts x_0", "latent": "latents 4×32×32", "wide": "images of 8×16"}
 FAMILIES = {
     "`UNet`": Family("itself", lambda: PDAE(own("epsilon")[1], encoder(16, 1), NoiseSchedule.linear()), lambda: own_eps("epsilon"),
-                     word=saved("epsilon")),
+                     word=saved(lambda: own("epsilon")[1])),
     "`UNet` that predicts v": Family("its v, converted", lambda: PDAE(own("v")[1], encoder(16, 1), NoiseSchedule.linear()),
-                                     lambda: own_eps("v"), word=saved("v")),
+                                     lambda: own_eps("v"), word=saved(lambda: own("v")[1])),
     "`UNet` of flow matching": Family("its v = ε − x_0 by formula", lambda: PDAE(on_a_path("flow", FLOW), encoder(16, 1), FLOW),
-                                      lambda: on_a_path_eps("flow", FLOW)),
+                                      lambda: on_a_path_eps("flow", FLOW), word=saved(lambda: on_a_path("flow", FLOW))),
     "`UNet` of EDM": Family("its denoiser by formula", lambda: PDAE(on_a_path("edm", EDM), encoder(16, 1), EDM),
-                            lambda: on_a_path_eps("edm", EDM)),
+                            lambda: on_a_path_eps("edm", EDM), word=saved(lambda: on_a_path("edm", EDM))),
     "a callable (x_t, t) → ε": Family("itself", lambda: PDAE(black_box(), encoder(16, 1), NoiseSchedule.linear()),
                                       lambda: own_eps("epsilon"), again=black_box),
     "the authors' release: a DPM": Family("the release's code", lambda: PDAE(released_dpm(), encoder(64, 3), NoiseSchedule.linear()),
@@ -294,18 +319,23 @@ FAMILIES = {
     "guided-diffusion": Family("guided-diffusion's code", lambda: PDAE(adm(), encoder(32, 3), NoiseSchedule.linear()), adm_eps,
                                word=lambda _: f"adm:{fixture('adm_tiny') / 'model.pt'},{fixture('adm_tiny') / 'config.json'}"),
     "guided-diffusion, a fixed class": Family("the network, told the class", lambda: PDAE(of_a_class()[1], encoder(16, 3),
-                                                                                          NoiseSchedule.linear()), of_a_class_eps),
+                                                                                          NoiseSchedule.linear()), of_a_class_eps,
+                                              word=as_adm(lambda: (of_a_class()[0].state_dict(), {"num_heads": 1, "image_size": 16}),
+                                                          " --label 3")),
     "improved-diffusion": Family("the same network in diffusers", lambda: PDAE(improved(), encoder(16, 3), NoiseSchedule.linear()),
-                                 improved_eps),
+                                 improved_eps, word=as_adm(lambda: (improved_state(improved_reference()),
+                                                                    {"num_heads": 2, "image_size": 16}))),
     **{f"diffusers: {what}": Family("diffusers' code", functools.partial(from_diffusers, name), functools.partial(diffusers_eps, name),
                                     word=kept(name) if name in SQUARE else None)
        for name, what in CONFIGURATIONS.items()},
     **{f"diffusers: {what}": Family("diffusers' code", functools.partial(cut, name), functools.partial(cut_eps, name),
-                                    word=pipeline(name) if name in ("sd", "sdxl", "dit", "sd3") else None) for name, what in CUT.items()},
+                                    word={"class": latents_of(vae, " --label 3", num_class_embeds=5),
+                                          "dit, class": pipeline("dit", " --label 3")}.get(name, pipeline(name)))
+       for name, what in CUT.items()},
     "diffusers: latents of an `AutoencoderKL`": Family("diffusers' code", functools.partial(cut, "sd", vae),
                                                       functools.partial(cut_eps, "sd"), word=pipeline("sd")),
     "diffusers: latents of a `VQModel`": Family("diffusers' code", functools.partial(cut, "sd", functools.partial(vae, "VQModel")),
-                                               functools.partial(cut_eps, "sd")),
+                                               functools.partial(cut_eps, "sd"), word=latents_of(functools.partial(vae, "VQModel"))),
 }
 
 
@@ -422,7 +452,7 @@ def command_line(family):
     for i in range(4):
         Image.effect_noise((40, 36), 50 + 10 * i).convert("RGB").save(folder / "images" / f"{i}.png")
     options = ["--steps", "2", "--batch-size", "2", "--precision", "no", "--set", "encoder.z_dim=4"]
-    assert main.main(["train", "--dpm", word, "--data", str(folder / "images"), "--out", str(folder / "run"), *options]) == 0
+    assert main.main(["train", "--dpm", *word.split(), "--data", str(folder / "images"), "--out", str(folder / "run"), *options]) == 0
     model = str(folder / "run" / "model.safetensors")
     out = str(folder / "out.png")
     assert main.main(["reconstruct", str(folder / "images" / "0.png"), "--model", model, "--steps", "2", "--out", out]) == 0

@@ -11,7 +11,7 @@ from small_cuts import noisy
 from small_pipelines import diffusers, save, vae
 from small_unets import T_BATCH, unet
 
-from pdae_lite import PDAE, data, interop
+from pdae_lite import PDAE, data, interop, sampling
 from pdae_lite.checkpoint import CheckpointError, load_model, read
 from pdae_lite.commands import main
 from pdae_lite.data.latents import latents
@@ -205,8 +205,66 @@ def test_commands_take_and_give_images(pipelines, tmp_path, capsys, monkeypatch)
     for name, size in (("r", (104, 36)), ("i", (104, 36)), ("s", (70, 70))):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.size == size, name
-    assert main.main(["doctor", str(model), "--data", str(photos_)]) == 2
-    assert "is an autoencoder of latents, which doctor doesn't take" in capsys.readouterr().err
+
+
+def test_edits_samples_and_doctor_on_latents(tmp_path, capsys):
+    """Probe, edit, latent DPM of z, samples and doctor, with a prompt that is told once, when the PDAE is trained."""
+    save("sd", tmp_path / "sd", sample_size=16)
+    folder = tmp_path / "sd" / "pipeline"
+    places = [f"{kind}/{i}.png" for kind in ("dark", "light") for i in range(8)]
+    for i, place in enumerate(places):
+        (tmp_path / "photos" / place).parent.mkdir(parents=True, exist_ok=True)
+        level = 20 + 160 * place.startswith("light") + i
+        photo = Image.effect_noise((32, 32), 30).point([level + v // 4 for v in range(256)])
+        photo.convert("RGB").save(tmp_path / "photos" / place)
+    photo, model, photos_ = tmp_path / "photos" / places[0], tmp_path / "run" / "model.safetensors", f"classes:{tmp_path / 'photos'}"
+    few = ["--steps", 3, "--batch-size", 4, "--precision", "no"]
+    run("train", "--dpm", f"hf:{folder}", "--prompt", "a cat", "--data", tmp_path / "photos", "--out", tmp_path / "run", *few,
+        "--set", "encoder.z_dim=4")
+    pdae = PDAE.load(model)
+    want = interop.from_diffusers(folder, prompt="a cat")[0]
+    with torch.no_grad():
+        assert torch.equal(pdae.dpm(noisy(), T_BATCH), want(noisy(), T_BATCH))
+    run("probe", "--model", model, "--data", photos_, "--out", tmp_path / "probe.safetensors")
+    run("edit", photo, "--model", model, "--probe", tmp_path / "probe.safetensors", "--attribute", "light", "--scale", 0, 0.3,
+        "--steps", 2, "--out", tmp_path / "e.png")
+    run("latent", "--model", model, "--data", photos_, "--out", tmp_path / "latent", *few, "--set", "latent.width=8",
+        "--set", "latent.layers=2")
+    run("sample", "--model", model, "--latent", tmp_path / "latent" / "model.safetensors", "-n", 4, "--steps", 2,
+        "--out", tmp_path / "s.png")
+    for name, size in (("e", (104, 36)), ("s", (70, 70))):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.size == size, name
+    capsys.readouterr()
+    run("doctor", model, "--data", photos_, "--train", photos_, "--labels", "--images", 16, "--json", tmp_path / "d.json")
+    assert "by the codec alone" in capsys.readouterr().out.replace("\n" + " " * 22, " ")
+    found = {f["check"]: f["numbers"] for f in json.loads((tmp_path / "d.json").read_text())["findings"]}
+    assert set(found) == {"codes", "fill", "z", "overfitting", "x_T", "reconstruction", "memorisation", "probes"}
+    images = data.to_float(torch.stack([data.read_image(tmp_path / "photos" / place, 3, 32) for place in places]))
+    codec = pdae.codec
+    lost = float(((codec.decode(codec.encode(images)) - images) / 2).square().mean())
+    assert found["reconstruction"]["mse_codec"] == pytest.approx(lost, rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "told", "says"), [
+    ("dit", ["--label", 2], None),
+    ("sd", ["--label", 2], "label given, but this UNet2DConditionModel is conditional on prompt_embeds"),
+    ("dit", ["--prompt", "a cat"], "prompt given, but this DiTTransformer2DModel is conditional on label"),
+    ("digits", ["--prompt", "a cat"], "prompt is for hf:, not for digits"),
+    ("digits", ["--label", 2], "label is for hf: and adm:, not for digits")])
+def test_what_a_dpm_is_told_on_the_command_line(name, told, says, pipelines, tmp_path, capsys):
+    word = "digits" if name == "digits" else f"hf:{pipelines(name)[1]}"
+    argv = ["sample", "--model", word, "--plain", "-n", 1, "--steps", 1, *told, "--out", tmp_path / "s.png"]
+    if says is None:
+        run(*argv)
+        dpm, schedule = interop.from_diffusers(pipelines(name)[1], label=2)
+        x_T = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        image = interop.codec_from_diffusers(pipelines(name)[1]).decode(sampling.ddim(dpm, x_T, schedule, 1))
+        with Image.open(tmp_path / "s.png") as picture:
+            assert abs(torch.tensor(picture.getpixel((7, 7))) - data.to_uint8(image)[0, :, 7, 7].int()).max() <= 1
+    else:
+        assert main.main([str(a) for a in argv]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_latents_of_what_is_in_memory(tmp_path):

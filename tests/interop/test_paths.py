@@ -9,7 +9,9 @@ from small_unets import Linear, diffusers, random, unet
 
 from pdae_lite import PDAE, NoiseSchedule, UNet, UNetConfig, as_epsilon, interop, sampling
 from pdae_lite.checkpoint import load_model, save_model
-from pdae_lite.losses import pdae_loss
+from pdae_lite.commands.main import main
+from pdae_lite.interop.references import load_dpm
+from pdae_lite.losses import dpm_loss, pdae_loss
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
@@ -159,6 +161,21 @@ def test_an_ideal_network_on_each_path():
             output = ((a**2 - 0.25 / width2) * path / (sigma * 0.5 / width2.sqrt())).float()
         torch.testing.assert_close(door.convert(output, door.trunk(x, t)), (s * x).float(), rtol=1e-4, atol=1e-5)
         assert u.abs().max() < 10
+
+
+def test_a_dpm_is_trained_by_flow_matching(tmp_path):
+    """`--set prediction=flow --weight flow`: what is minimised is the mean of |v − (ε − x_0)|², over uniform τ."""
+    small = "--set unet.base_channels=8 --set unet.channel_mult=1,1 --set train.augment=none --set prediction=flow --weight flow"
+    short = "--steps 2 --batch-size 4 --precision no"
+    assert main(["pretrain", "--data", "digits", *small.split(), *short.split(), "--out", str(tmp_path / "dpm")]) == 0
+    dpm, schedule = load_dpm(str(tmp_path / "dpm" / "model.safetensors"))
+    assert schedule.same_as(interop.flow_schedule()) and dpm.prediction == "flow"
+    x_0, t = random("gray", 7).clamp(-1, 1).repeat(1, 1, 2, 2), ALL
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(3))
+    tau = ((t + 1) / 1001).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        v = dpm.model((1 - tau) * x_0 + tau * eps, 1000 * tau.flatten())
+        assert dpm_loss(dpm, x_0, t, eps, schedule, "flow") == pytest.approx(float((v - (eps - x_0)).square().mean()), rel=2e-3)
 
 
 def test_refusals():
