@@ -1,5 +1,6 @@
-"""The memory of a training step on Stable Diffusion 1.5 at 512² and DiT-XL/2, predicted on the meta device: nothing is computed, and no
-memory is taken. It counts what tensors are alive at once: weights, activations, gradients, Adam's two moments.
+"""The memory of a training step on Stable Diffusion 1.5 at 512² and DiT-XL/2, predicted on the meta device: nothing is
+computed, and no memory is taken. It counts what tensors are alive at once: weights, activations, gradients, Adam's two
+moments.
 
     python benchmarks/memory.py
 """
@@ -17,7 +18,8 @@ GIB = 2**30
 
 
 class Peak(TorchDispatchMode):
-    """Bytes of tensors made in its context that are alive: `now`, and `peak`, the most at once. `also` counts those made before."""
+    """Bytes of tensors made in its context that are alive: `now`, and `peak`, the most at once. `also` counts those
+    made before."""
 
     def __init__(self, *also):
         super().__init__()
@@ -49,7 +51,8 @@ class Peak(TorchDispatchMode):
 
 def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **_):
     """Attention as fused kernels do it; the meta device would take a table of all pairs of positions."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal, attn_mask=attn_mask)[0]
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal,
+                                                                      attn_mask=attn_mask)[0]
 
 
 def step(pdae: PDAE, x_0: torch.Tensor) -> int:
@@ -82,8 +85,9 @@ def main() -> None:
 
     with torch.device("meta"):
         prompt = torch.empty(1, 77, 768)
-        networks = {"Stable Diffusion 1.5, 512²": (diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768), 64,
-                                                   {"prompt_embeds": prompt}),
+        networks = {"Stable Diffusion 1.5, 512²":
+                    (diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768), 64,
+                     {"prompt_embeds": prompt}),
                     "DiT-XL/2, 256²": (diffusers.DiTTransformer2DModel(out_channels=8), 32, {})}
     print("| network | frozen weights | batch | checkpointing | GiB |\n|---|---|---|---|---|")
     for name, (network, size, told) in networks.items():

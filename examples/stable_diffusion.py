@@ -2,8 +2,9 @@
 
     python examples/stable_diffusion.py STABLE_DIFFUSION PHOTOS OUT.png [STEPS]
 
-PHOTOS has two subfolders: `with` what is to be edited in (a smile, glasses, …), and `without` it. The diffusion model stays as it is; what
-is trained is an encoder of its latents, and a copy of its upper half that is told the code. 20,000 steps on a card of 24 GB take a day.
+PHOTOS has two subfolders: `with` what is to be edited in (a smile, glasses, …), and `without` it. The diffusion model
+stays as it is; what is trained is an encoder of its latents, and a copy of its upper half that is told the code. 20,000
+steps on a card of 24 GB take a day.
 """
 import sys
 

@@ -19,7 +19,8 @@ def test_the_pair_leads_back_exactly(denoiser, grid):
 
 def test_in_float32_too():
     x_0 = X_0.float()
-    torch.testing.assert_close(belm(network, belm_invert(network, x_0, LINEAR, 100), LINEAR, 100), x_0, rtol=0, atol=1e-3)
+    torch.testing.assert_close(belm(network, belm_invert(network, x_0, LINEAR, 100), LINEAR, 100), x_0, rtol=0,
+                               atol=1e-3)
 
 
 def test_one_state_alone_does_not():

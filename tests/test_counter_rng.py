@@ -36,7 +36,8 @@ def test_values_in_one_sample_are_uncorrelated():
 
 
 @pytest.mark.parametrize("other", [
-    {"seed": 1}, {"step": 1}, {"step": 2**40}, {"stream": "augment"}, {"index": INDEX + 1}, {"index": INDEX + N}, {"seed": -1},
+    {"seed": 1}, {"step": 1}, {"step": 2**40}, {"stream": "augment"}, {"index": INDEX + 1}, {"index": INDEX + N},
+    {"seed": -1},
     {"seed": 2**63 + 5},
 ])
 def test_any_part_of_the_key_gives_other_numbers(other):

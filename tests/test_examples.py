@@ -11,7 +11,8 @@ from small_pipelines import save
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning", "ignore:The `local_dir_use_symlinks` argument")
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    "ignore:The `local_dir_use_symlinks` argument")
 
 
 def test_stable_diffusion(tmp_path, monkeypatch):

@@ -73,7 +73,8 @@ def test_at_the_start_it_is_the_dpm_bit_for_bit(prediction, changes):
 
 def test_the_copies_are_trained_and_the_dpm_is_not():
     model = pdae()
-    assert all(p.requires_grad for p in model.estimator.parameters()) and not any(p.requires_grad for p in model.dpm.parameters())
+    assert (all(p.requires_grad for p in model.estimator.parameters())
+            and not any(p.requires_grad for p in model.dpm.parameters()))
     before = copy.deepcopy(model.dpm.state_dict())
     data = torch.utils.data.TensorDataset(torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8))
     fresh = copy.deepcopy(model.estimator.state_dict())
@@ -146,7 +147,8 @@ def test_intervals_and_off_last():
 def test_mixing(how):
     model, a, b = trained(), torch.randn(3, 4), torch.randn(3, 4)
     for weight, z in ((0.0, a), (1.0, b)):
-        torch.testing.assert_close(mixed(model, a, b, weight, how)(noise(), T), model.denoiser(z)(noise(), T), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mixed(model, a, b, weight, how)(noise(), T), model.denoiser(z)(noise(), T),
+                                   rtol=1e-4, atol=1e-5)
     half = mixed(model, a, b, 0.5, "gradient")(noise(), T)
     want = (model.known_eps(noise(), T, a) + model.known_eps(noise(), T, b)) / 2
     torch.testing.assert_close(half, want, rtol=1e-4, atol=1e-5)
@@ -162,7 +164,8 @@ def test_belm_and_inversion():
 
 def test_a_class_conditional_one():
     model = PDAE(dpm(), LabelEncoder(10, 4), SCHEDULE).eval()
-    assert torch.equal(model.decode(model.encode(torch.arange(3)), noise(), 5), sampling.ddim(model.dpm, noise(), SCHEDULE, 5))
+    assert torch.equal(model.decode(model.encode(torch.arange(3)), noise(), 5),
+                       sampling.ddim(model.dpm, noise(), SCHEDULE, 5))
 
 
 def test_a_file_says_its_form(tmp_path):
@@ -180,7 +183,8 @@ def test_forms_by_default_and_refusals():
                           ({"form": "difference", "precondition": "v"}, "precondition 'v' is the paper's form's")):
         with pytest.raises(ValueError, match=says):
             PDAE(dpm(), encoder(), SCHEDULE, **options)
-    for call in (lambda m: m.denoiser(torch.zeros(3, 4), shift="ddpm"), lambda m: m.decode(torch.zeros(3, 4), shift="ddim")):
+    for call in (lambda m: m.denoiser(torch.zeros(3, 4), shift="ddpm"),
+                 lambda m: m.decode(torch.zeros(3, 4), shift="ddim")):
         with pytest.raises(ValueError, match="this PDAE is in the difference form"):
             call(pdae())
 
@@ -214,7 +218,8 @@ def test_a_callable_gets_a_network_beside_it(box, tmp_path):
     assert torch.equal(model.known_eps(noise(), T, z), want) and not model(noise(), T, z)[1].any()
     data = torch.utils.data.TensorDataset(torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8))
     train(model, data, steps=3, batch_size=4, lr=1e-2, ema=0.5, progress=False)
-    assert model.decode(z, noise(), 3).isfinite().all() and model.invert(noise().clamp(-1, 1), z, 3).shape == (3, 1, 16, 16)
+    assert (model.decode(z, noise(), 3).isfinite().all() and model.invert(noise().clamp(-1, 1), z, 3).shape
+            == (3, 1, 16, 16))
     with torch.no_grad():
         assert torch.equal(model.denoiser(z, scale=0.0)(noise(), T), box(noise(), T))
     model.save(tmp_path / "m.safetensors")
@@ -250,5 +255,6 @@ def test_bf16_by_one_argument_of_decode():
 def test_encode_decode_and_invert_track_no_gradients():
     model, x_0 = trained(), noise(seed=3).clamp(-1, 1)
     z = model.encode(x_0)
-    assert not z.requires_grad and not model.decode(z, noise(), 3).requires_grad and not model.invert(x_0, z, 3).requires_grad
+    assert (not z.requires_grad and not model.decode(z, noise(), 3).requires_grad
+            and not model.invert(x_0, z, 3).requires_grad)
     assert model.encoder(x_0).requires_grad

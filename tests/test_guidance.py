@@ -48,7 +48,7 @@ def spy(monkeypatch, module, name="forward"):
     return calls
 
 
-# ---- an ideal denoiser: every answer in closed form --------------------------------------------------------------------
+# ---- an ideal denoiser: every answer in closed form ------------------------------------------------------------------
 
 
 def test_guidance_at_scale_1_makes_the_ideal_denoiser_class_conditional():
@@ -58,18 +58,21 @@ def test_guidance_at_scale_1_makes_the_ideal_denoiser_class_conditional():
         eps_hat = guided(MIXTURE.eps, MIXTURE.log_joint, target, SCHEDULE)(x_t, t)
         torch.testing.assert_close(eps_hat, MIXTURE.eps(x_t, t, target), rtol=1e-9, atol=1e-9)
     assert float((eps_hat - MIXTURE.eps(x_t, t)).abs().max()) > 0.1
-    torch.testing.assert_close(guided(MIXTURE.eps, MIXTURE.log_joint, y[:1], SCHEDULE)(x_t, t), MIXTURE.eps(x_t, t, y[:1].expand(12)))
+    torch.testing.assert_close(guided(MIXTURE.eps, MIXTURE.log_joint, y[:1], SCHEDULE)(x_t, t),
+                               MIXTURE.eps(x_t, t, y[:1].expand(12)))
 
 
 def test_the_mean_shift_of_the_ideal_denoiser():
-    """E[μ̃ | x_t, y] − E[μ̃ | x_t] = β_t/√α_t ∇ log p(y | x_t), which is what form (6) adds to the mean of a DDPM step. Form (5)
-    adds β̃_t ∇ log p, the share k_t/√(1−ᾱ_t) of it: none at t = 0."""
+    """E[μ̃ | x_t, y] − E[μ̃ | x_t] = β_t/√α_t ∇ log p(y | x_t), which is what form (6) adds to the mean of a DDPM step.
+    Form (5) adds β̃_t ∇ log p, the share k_t/√(1−ᾱ_t) of it: none at t = 0."""
     x_t, t, y = noisy()
     gradient = classifier_gradient(MIXTURE.log_joint, x_t, t, y)
     plain = SCHEDULE.posterior_mean(MIXTURE.x_0(x_t, t), x_t, t)
     difference = SCHEDULE.posterior_mean(MIXTURE.x_0(x_t, t, y), x_t, t) - plain
-    torch.testing.assert_close(difference, at("beta", x_t, t) / at("alpha", x_t, t).sqrt() * gradient, rtol=1e-8, atol=1e-10)
-    means = {shift: SCHEDULE.model_mean(x_t, t, guided(MIXTURE.eps, MIXTURE.log_joint, y, SCHEDULE, shift=shift)(x_t, t))
+    torch.testing.assert_close(difference, at("beta", x_t, t) / at("alpha", x_t, t).sqrt() * gradient, rtol=1e-8,
+                               atol=1e-10)
+    means = {shift: SCHEDULE.model_mean(x_t, t,
+                                        guided(MIXTURE.eps, MIXTURE.log_joint, y, SCHEDULE, shift=shift)(x_t, t))
              for shift in ("ddim", "ddpm")}
     torch.testing.assert_close(means["ddim"], plain + difference, rtol=1e-8, atol=1e-10)
     share = at("shift_coefficient", x_t, t) / at("sqrt_one_minus_alpha_bar", x_t, t)
@@ -102,7 +105,8 @@ def test_both_forms_of_guidance():
     for s in (1.0, scale, lambda t: t / 33):  # 0, 1, 3 or so
         s_t = (s(T_BATCH) if callable(s) else torch.as_tensor(s)).reshape(-1, 1, 1, 1)
         eps_hat = guided(plain, model, Y, SCHEDULE, s)(x, T_BATCH)
-        torch.testing.assert_close(eps_hat, eps - s_t * at("sqrt_one_minus_alpha_bar", x) * gradient, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(eps_hat, eps - s_t * at("sqrt_one_minus_alpha_bar", x) * gradient, rtol=1e-7,
+                                   atol=1e-9)
         mean = SCHEDULE.model_mean(x, T_BATCH, guided(plain, model, Y, SCHEDULE, s, "ddpm")(x, T_BATCH))
         want = SCHEDULE.model_mean(x, T_BATCH, eps) + s_t * at("posterior_variance", x) * gradient
         torch.testing.assert_close(mean, want, rtol=1e-7, atol=1e-9)
@@ -118,7 +122,8 @@ def test_guidance_composes_and_keeps_the_data_range():
     torch.testing.assert_close(twice, want)
     latent = UNet(UNetConfig(8, 1, 8, (1, 2), 1, (2,), data_range=None))
     assert guided(shifted, classifier(), Y, SCHEDULE).data_range == (-1.0, 1.0)
-    assert guided(latent, classifier(), Y, SCHEDULE).data_range is None and staged(latent, latent, 0, 5).data_range is None
+    assert (guided(latent, classifier(), Y, SCHEDULE).data_range is None
+            and staged(latent, latent, 0, 5).data_range is None)
     assert mixed(model, z, z, 0.5, "gradient").data_range == (-1.0, 1.0)
     with pytest.raises(ValueError, match=r"inside is for data in None, outside for \(-1.0, 1.0\)"):
         staged(latent, shifted, 0, 5)
@@ -128,10 +133,12 @@ def test_the_classifier_is_not_run_where_it_has_no_say():
     network, model = Calls(dpm()), Calls(filled(classifier()))
     plain = sampling.ddim(network, noise(), SCHEDULE, 10)
     for scale in (0.0, torch.zeros(3), lambda t: 0 * t):
-        assert torch.equal(sampling.ddim(guided(network, model, Y, SCHEDULE, scale), noise(), SCHEDULE, 10), plain) and model.count == 0
+        assert (torch.equal(sampling.ddim(guided(network, model, Y, SCHEDULE, scale), noise(), SCHEDULE, 10), plain)
+                and model.count == 0)
     network.count = 0
     sampling.ddim(guided(network, model, Y, SCHEDULE, lambda t: 2.0 * ((t >= 30) & (t < 70))), noise(), SCHEDULE, 10)
-    assert (network.count, model.count) == (10, sum(30 <= t < 70 for t in sampling.time_grid(SCHEDULE, 10)[1:])) == (10, 4)
+    assert (network.count, model.count) == (10, sum(30 <= t < 70 for t in sampling.time_grid(SCHEDULE, 10)[1:])) == (10,
+                                                                                                                     4)
 
 
 # ---- staged --------------------------------------------------------------------------------------------------------
@@ -176,7 +183,8 @@ def test_the_scale_of_a_shift_may_follow_t(monkeypatch):
     for number in (2.0, torch.full((3,), 2.0)):
         assert torch.equal(model.decode(z, noise(), 5, scale=number), model.decode(z, noise(), 5, scale=lambda t: 2.0))
     calls = spy(monkeypatch, model.estimator)
-    assert torch.equal(model.decode(z, noise(), 5, scale=torch.zeros(3)), sampling.ddim(model.dpm, noise(), SCHEDULE, 5))
+    assert torch.equal(model.decode(z, noise(), 5, scale=torch.zeros(3)),
+                       sampling.ddim(model.dpm, noise(), SCHEDULE, 5))
     assert calls.count == 0
     early = model.decode(z, noise(), 10, scale=lambda t: t >= 30)
     assert calls.count == 7
@@ -197,7 +205,8 @@ def test_mixing_two_codes(shift):
     for weight in (0.3, torch.tensor([0.0, 0.3, 1.0])):
         w = torch.as_tensor(weight).reshape(-1, 1)
         in_z = mixed(model, a, b, weight, "z", shift)(noise(), t)
-        torch.testing.assert_close(in_z, model.denoiser((1 - w) * a + w * b, shift=shift)(noise(), t), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(in_z, model.denoiser((1 - w) * a + w * b, shift=shift)(noise(), t), rtol=1e-4,
+                                   atol=1e-5)
         w = w[:, :, None, None]
         in_g = mixed(model, a, b, weight, "gradient", shift)(noise(), t)
         torch.testing.assert_close(in_g, eps - c * ((1 - w) * g_a + w * g_b), rtol=1e-4, atol=1e-5)
@@ -247,10 +256,12 @@ def test_class_conditional_gradient_estimator(tmp_path):
     images = [again.decode(z, x_T, 6, scale=scale) for scale in (0, 1, 2, 3)]
     assert torch.equal(images[0], plain)
     for scale, image in enumerate(images):
-        torch.testing.assert_close(image, model.decode(z, x_T, 6, scale=scale), rtol=1e-4, atol=1e-5)  # one is channels_last
+        # one is channels_last
+        torch.testing.assert_close(image, model.decode(z, x_T, 6, scale=scale), rtol=1e-4, atol=1e-5)
     shifts = [float((image - plain).square().mean()) for image in images]
     assert 0 == shifts[0] < shifts[1] < shifts[2] < shifts[3], shifts
-    # what it adds is of the class: from the same noise, each image is more like its own pattern than another class's image is
+    # what it adds is of the class: from the same noise, each image is more like its own pattern than another class's
+    # image is
     other = similarity(again.decode(again.encode((y + 1) % K), x_T, 6))
     assert bool(((similarity(images[1]) - other).diagonal() > 0.05).all()), (similarity(images[1]), other)
     with pytest.raises(ValueError, match="y runs from 0 to 3; want 0 … 2"):
@@ -263,7 +274,8 @@ def test_class_conditional_gradient_estimator(tmp_path):
 
 
 def dpm_and(**changes):
-    arguments = {"denoiser": lambda x_t, t: x_t, "classifier": filled(classifier()), "y": Y, "schedule": SCHEDULE} | changes
+    arguments = ({"denoiser": lambda x_t, t: x_t, "classifier": filled(classifier()), "y": Y, "schedule": SCHEDULE}
+                 | changes)
     return guided(**arguments)(noise(), T_BATCH)
 
 
@@ -273,12 +285,14 @@ def dpm_and(**changes):
     (lambda m, z: dpm_and(y=torch.tensor(1)), r"y is int64 \[\]; want int64 \[N\]"),
     (lambda m, z: dpm_and(y=[0, 1, 2]), r"y is list; want int64 \[N\]"),
     (lambda m, z: dpm_and(y=Y + 1), "y runs from 1 to 3; want 0 … 2"),
-    (lambda m, z: dpm_and(y=Y + 1, classifier=lambda x, t: x.mean((2, 3)).expand(-1, K)), "y runs from 1 to 3; want 0 … 2"),
+    (lambda m, z: dpm_and(y=Y + 1, classifier=lambda x, t: x.mean((2, 3)).expand(-1, K)),
+     "y runs from 1 to 3; want 0 … 2"),
     (lambda m, z: dpm_and(y=Y - 1), "y runs from -1 to 1"),
     (lambda m, z: dpm_and(y=Y[:2]), r"y is int64 \[2\]; want int64 \[3\]"),
     (lambda m, z: dpm_and(shift="both"), "shift 'both'; want one of ddpm, ddim"),
     (lambda m, z: dpm_and(scale=torch.ones(2)), "scale has 2 values for 3 images"),
-    (lambda m, z: dpm_and(schedule=NoiseSchedule.linear(100)), "the classifier is for NoiseSchedule.*; want the denoiser's"),
+    (lambda m, z: dpm_and(schedule=NoiseSchedule.linear(100)),
+     "the classifier is for NoiseSchedule.*; want the denoiser's"),
     (lambda m, z: dpm_and(classifier=lambda x, t: x), r"the classifier gives \[3, 1, 8, 8\]; want logits \[N, K\]"),
     (lambda m, z: staged(m.dpm, m.dpm, 70, 40), "stage from 70 to 40; want 0 <= start <= stop"),
     (lambda m, z: staged(m.dpm, m.dpm, -1, 40), "stage from -1 to 40"),
@@ -286,9 +300,11 @@ def dpm_and(**changes):
     (lambda m, z: mixed(m, z, z, 0.5, "latent"), "how 'latent'; want 'z' or 'gradient'"),
     (lambda m, z: mixed(m, z, z, torch.ones(2)), r"weight has 2 values for 3 pairs of codes; want a number or \[N\]"),
     (lambda m, z: mixed(m, z, z, 0.5, shift="both"), "shift 'both'"),
-    (lambda m, z: mixed(m, z[:2], z[:2], 0.5, "gradient")(noise(), T_BATCH), "z holds 2 codes for 3 images; want one each, or one for all"),
+    (lambda m, z: mixed(m, z[:2], z[:2], 0.5, "gradient")(noise(), T_BATCH),
+     "z holds 2 codes for 3 images; want one each, or one for all"),
     (lambda m, z: filled(classifier())(noise(), T_BATCH + 1), "t runs from 2 to 100"),
-    (lambda m, z: classifier(patch_size=2)(torch.zeros(3, 1, 6, 6), T_BATCH), r"x_t has shape \[3, 1, 6, 6\]; want float \[N, 1, H, W\]"),
+    (lambda m, z: classifier(patch_size=2)(torch.zeros(3, 1, 6, 6), T_BATCH),
+     r"x_t has shape \[3, 1, 6, 6\]; want float \[N, 1, H, W\]"),
     (lambda m, z: classifier().accuracy(3 * noise(), Y, [0]), r"x_0 runs from .*\[-1, 1\]"),
     (lambda m, z: ClassifierConfig(num_classes=1), "num_classes=1; want at least 2"),
     (lambda m, z: ClassifierConfig(UNetConfig(num_classes=10)), "unet has num_classes=10, which conditions a U-Net"),

@@ -31,10 +31,12 @@ def test_folder(pdae, tmp_path):
     loaded = PDAE.from_pretrained(tmp_path / "faces")
     assert same(loaded, pdae) and loaded.metadata == {"data": "faces", "images": 64000}
     card = (tmp_path / "faces" / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\nlibrary_name: pdae_lite\n") and "| images | 64000 |" in card and "| z_dim | 4 |" in card
+    assert (card.startswith("---\nlibrary_name: pdae_lite\n") and "| images | 64000 |" in card
+            and "| z_dim | 4 |" in card)
     (tmp_path / "faces" / "README.md").write_text("mine")
     loaded.save_pretrained(tmp_path / "faces")
-    assert (tmp_path / "faces" / "README.md").read_text() == "mine" and PDAE.from_pretrained(tmp_path / "faces").metadata == loaded.metadata
+    assert ((tmp_path / "faces" / "README.md").read_text() == "mine"
+            and PDAE.from_pretrained(tmp_path / "faces").metadata == loaded.metadata)
     with pytest.raises(CheckpointError, match="model.safetensors: no such file"):
         PDAE.from_pretrained(tmp_path)
 
@@ -62,8 +64,10 @@ class StandIn(BaseHTTPRequestHandler):
         if not self.path.startswith("/api/models/me/faces"):
             return self.answer({"error": "Repository not found"}, 404, **{"X-Error-Code": "RepoNotFound"})
         if "/tree/" in self.path:
-            return self.answer([{"type": "file", "path": name, "oid": "0", "size": len(v)} for name, v in self.files.items()])
-        return self.answer({"id": "me/faces", "sha": self.commit, "siblings": [{"rfilename": name} for name in self.files]})
+            return self.answer([{"type": "file", "path": name, "oid": "0", "size": len(v)}
+                                for name, v in self.files.items()])
+        return self.answer({"id": "me/faces", "sha": self.commit,
+                            "siblings": [{"rfilename": name} for name in self.files]})
 
     do_HEAD = do_GET
 
@@ -72,7 +76,8 @@ class StandIn(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path.endswith("/preupload/main"):
             names = [f["path"] for f in json.loads(body)["files"]]
-            return self.answer({"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]})
+            return self.answer({"files":
+                                [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]})
         if "/commit/" in self.path:
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
@@ -116,5 +121,6 @@ def test_without_a_network(tmp_path):
 
 def test_nothing_that_refers_to_this_machine_is_pushed(pdae, tmp_path):
     pdae.dpm.source = Source("diffusers", str(tmp_path / "faces"), "0" * 64, by_reference=True)
-    with pytest.raises(ValueError, match="dpm is kept by reference to .*faces, which others don't have; keep it by value"):
+    with pytest.raises(ValueError, match="dpm is kept by reference to .*faces, which others don't have; keep it by "
+                                         "value"):
         pdae.push_to_hub("me/faces")

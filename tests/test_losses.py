@@ -41,7 +41,8 @@ def coded(schedule=LINEAR):
 
 def batch(n=4):
     g = torch.Generator().manual_seed(1)
-    return torch.randn(n, 1, 4, 4, generator=g), torch.tensor([0, 10, 500, 999])[:n], torch.randn(n, 1, 4, 4, generator=g)
+    return torch.randn(n, 1, 4, 4, generator=g), torch.tensor([0, 10, 500, 999])[:n], torch.randn(n, 1, 4, 4,
+                                                                                                  generator=g)
 
 
 def test_weighted_mse():
@@ -114,7 +115,8 @@ def test_noise_error_is_the_closed_form(with_code):
     snr = LINEAR.snr.double()[TS][:, None]
     per_component = snr * VARIANCES / (snr * VARIANCES + 1)
     want = per_component[:, Z_DIM if with_code else 0 :].sum(1) / 6
-    torch.testing.assert_close(error, want, rtol=0.08, atol=1e-6)  # 18,000 squared normals: 1 % and more, few components
+    # 18,000 squared normals: 1 % and more, few components
+    torch.testing.assert_close(error, want, rtol=0.08, atol=1e-6)
     torch.testing.assert_close(MODEL.error(LINEAR, TS, with_code).double(), want, rtol=1e-5, atol=1e-8)
 
 
@@ -235,7 +237,8 @@ def test_nats_refuses_what_has_no_value():
 
 
 def test_linear_gaussian_denoisers():
-    t, eps = torch.full((len(X),), 400), torch.randn(X.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    t, eps = torch.full((len(X),), 400), torch.randn(X.shape, generator=torch.Generator().manual_seed(3),
+                                                     dtype=torch.float64)
     x_t = LINEAR.add_noise(X, t, eps)
     # all components known: the noise itself
     torch.testing.assert_close(LinearGaussian(X, 6).denoiser(LINEAR, X)(x_t, t), eps, rtol=1e-6, atol=1e-6)

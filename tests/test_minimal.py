@@ -114,7 +114,8 @@ def test_it_learns_from_digits_in_seconds(minimal):
 
 
 def test_it_runs_from_the_command_line():
-    program = f"import sys; sys.argv = ['minimal.py']; exec(open({str(PATH)!r}).read().replace('steps=1500', 'steps=2'))"
+    program = ("import sys; sys.argv = ['minimal.py']; "
+               f"exec(open({str(PATH)!r}).read().replace('steps=1500', 'steps=2'))")
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("mean squared error") == 3
@@ -123,7 +124,8 @@ def test_it_runs_from_the_command_line():
 def test_it_stands_alone_and_is_short():
     text = PATH.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 120
-    taken = {a.name.split(".")[0] for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for a in node.names}
+    taken = {a.name.split(".")[0] for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import)
+             for a in node.names}
     taken |= {node.module.split(".")[0] for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
     assert taken == {"lzma", "numpy", "sys", "torch"}
     assert all(f"({number})" in text for number in (4, 6, 7, 8, 9, 10))

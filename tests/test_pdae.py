@@ -68,7 +68,8 @@ def test_at_the_start_pdae_is_the_dpm(sampler):
     assert torch.equal(ours, plain) and plain.std() > 0.1
     # and with an estimator that says something, it isn't
     other = make(filled_estimator=True)
-    shifted = other.decode(other.encode(images()), noise(), 7, sampler=sampler, generator=torch.Generator().manual_seed(5))
+    shifted = other.decode(other.encode(images()), noise(), 7, sampler=sampler,
+                           generator=torch.Generator().manual_seed(5))
     assert not torch.allclose(shifted, plain, atol=1e-3)
 
 
@@ -152,7 +153,8 @@ def test_decode_picks_the_form_that_belongs_to_the_sampler():
         def seed():
             return torch.Generator().manual_seed(3)
         ours = pdae.decode(z, x_T, 6, sampler=sampler, generator=seed(), clip=False)
-        want = getattr(sampling, sampler)(pdae.denoiser(z, shift=shift), x_T, pdae.schedule, 6, generator=seed(), clip=False)
+        want = getattr(sampling, sampler)(pdae.denoiser(z, shift=shift), x_T, pdae.schedule, 6, generator=seed(),
+                                          clip=False)
         assert torch.equal(ours, want)
     consistent = pdae.decode(z, x_T, 6, shift="ddpm")
     assert not torch.allclose(consistent, pdae.decode(z, x_T, 6), atol=1e-4)
@@ -224,14 +226,16 @@ def test_int8_halves_a_file_once_more_and_hardly_changes_it(tmp_path):
     model = pdae_lite.load("digits")
     for dtype in (torch.float16, torch.int8):
         save_model(tmp_path / f"{dtype}.safetensors", model, dtype=dtype)
-    assert (tmp_path / "torch.int8.safetensors").stat().st_size < 0.53 * (tmp_path / "torch.float16.safetensors").stat().st_size
+    assert (tmp_path / "torch.int8.safetensors").stat().st_size < 0.53 * (tmp_path
+                                                                          / "torch.float16.safetensors").stat().st_size
     again = load_model(tmp_path / "torch.int8.safetensors", expect=PDAE)
     for (name, before), after in zip(model.named_parameters(), again.parameters()):
         bound = before.flatten(1).abs().amax(1) / 254 if before.ndim > 1 else before.abs().amax() / 1000
         change = (after - before).abs().flatten(1 if before.ndim > 1 else 0)
         assert after.dtype == torch.float32 and (change <= bound.unsqueeze(-1) * 1.001).all(), name
     x = digits("test").floats(slice(32))
-    errors = [noise_error(lambda v: m.denoiser(m.encode(v), shift="ddpm"), x, m.schedule, [100, 500]) for m in (model, again)]
+    errors = [noise_error(lambda v: m.denoiser(m.encode(v), shift="ddpm"), x, m.schedule, [100, 500])
+              for m in (model, again)]
     assert float((errors[0] / errors[1] - 1).abs().max()) < 0.01
 
 
@@ -253,7 +257,8 @@ def test_a_file_may_refer_to_the_dpm_of_a_shipped_model(tmp_path, monkeypatch):
         keep_shipped(model.dpm, "peeps")
     next(dpm.parameters()).data.add_(1)
     monkeypatch.setattr(checkpoint, "load", lambda *_: dpm)
-    with pytest.raises(CheckpointError, match=r"refers.safetensors: dpm is kept by reference to shipped 'digits', and the weights differ"):
+    with pytest.raises(CheckpointError, match=r"refers.safetensors: dpm is kept by reference to shipped 'digits', and "
+                                              r"the weights differ"):
         PDAE.load(tmp_path / "refers.safetensors")
 
 

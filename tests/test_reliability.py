@@ -1,4 +1,5 @@
-"""Runs that are killed, disks that are full, files that are damaged, batches that are bad, processes that share the work."""
+"""Runs that are killed, disks that are full, files that are damaged, batches that are bad, processes that share the
+work."""
 import errno
 import json
 import os
@@ -46,7 +47,7 @@ def checkpoints(out):
     return sorted((out / "checkpoints").glob("step_*.safetensors"))
 
 
-# ---- kills --------------------------------------------------------------------------------------------------------------
+# ---- kills -----------------------------------------------------------------------------------------------------------
 
 
 def test_kill_9_at_any_moment(server, tmp_path):
@@ -66,7 +67,8 @@ def test_kill_9_at_any_moment(server, tmp_path):
     expected = result(tmp_path / "whole")
 
     out, saved = tmp_path / "out", []
-    for aim in ("mkstemp", 2), ("half_written", 2), ("fsync", 2), ("replace", 1), ("unlink", 2):  # while a checkpoint is written
+    # while a checkpoint is written
+    for aim in ("mkstemp", 2), ("half_written", 2), ("fsync", 2), ("replace", 1), ("unlink", 2):
         assert start(out, aim=aim)[0] != 0, aim
         saved.append(checkpoints(out)[-1].name[-14:-12])
     assert saved == ["02", "04", "06", "06", "08"]
@@ -102,14 +104,15 @@ def test_an_interrupted_run_goes_on(whole, tmp_path):
     assert_is_the_whole_run(run(tmp_path), whole)
 
 
-# ---- resuming -----------------------------------------------------------------------------------------------------------
+# ---- resuming --------------------------------------------------------------------------------------------------------
 
 
 def test_twelve_steps_and_eight_more_are_twenty(whole, tmp_path):
     first = run(tmp_path, steps=12)
     assert not same(weights(first.model), whole[0])
     assert_is_the_whole_run(run(tmp_path), whole)
-    assert [p.name for p in checkpoints(tmp_path)] == ["step_000000016.safetensors", "step_000000020.safetensors"]  # only two are kept
+    # only two are kept
+    assert [p.name for p in checkpoints(tmp_path)] == ["step_000000016.safetensors", "step_000000020.safetensors"]
 
 
 def test_a_complete_run_returns_at_once(whole, tmp_path):
@@ -122,13 +125,15 @@ def test_a_complete_run_returns_at_once(whole, tmp_path):
 
 
 def test_counts_go_on_between_log_steps(tmp_path):
-    """Saved at steps 2, 4, …, logged at 5: the loss of five steps, two of them bad, though the run began anew at step 4."""
+    """Saved at steps 2, 4, …, logged at 5: the loss of five steps, two of them bad, though the run began anew at step
+    4."""
     def some_bad(first):
         return failing(*(n for n in (2 - first, 3 - first) if n > 0))
 
     settings = {"steps": 5, "log_every": 5, "save_every": 2}
     straight = run(loss=some_bad(0), **settings).history
-    run(tmp_path, loss=some_bad(0), **settings | {"steps": 4, "log_every": 10**6, "save_every": 3})  # its last checkpoint goes:
+    # its last checkpoint goes:
+    run(tmp_path, loss=some_bad(0), **settings | {"steps": 4, "log_every": 10**6, "save_every": 3})
     checkpoints(tmp_path)[-1].unlink()
     assert [p.name[-14:-12] for p in checkpoints(tmp_path)] == ["03"]
     resumed = run(tmp_path, loss=some_bad(3), **settings).history
@@ -149,7 +154,8 @@ def test_resuming_another_run_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="a run with another data set"):
         train(dpm(), data(30), schedule=SCHEDULE, out=tmp_path, **SETTINGS)
     other = data()
-    other.tensors[0].copy_(other.tensors[0].roll(1, 0))  # as many images, but others: say, the codes of another autoencoder
+    # as many images, but others: say, the codes of another autoencoder
+    other.tensors[0].copy_(other.tensors[0].roll(1, 0))
     with pytest.raises(TrainingError, match="a run with another data set"):
         train(dpm(), other, schedule=SCHEDULE, out=tmp_path, **SETTINGS)
     run(tmp_path, steps=5, save_every=2, log_every=3)  # these may change
@@ -164,7 +170,7 @@ def test_a_pdae_does_not_resume_on_another_dpm(tmp_path):
         run(tmp_path, other)
 
 
-# ---- damaged checkpoints --------------------------------------------------------------------------------------------------
+# ---- damaged checkpoints ---------------------------------------------------------------------------------------------
 
 
 def test_a_file_cut_or_changed_at_any_byte_is_refused_by_name(tmp_path):
@@ -210,10 +216,11 @@ def test_nothing_but_damaged_checkpoints(whole, tmp_path):
     assert "step_000000004.safetensors" in oldest and "starting anew" in oldest
 
 
-# ---- bad disks ------------------------------------------------------------------------------------------------------------
+# ---- bad disks -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("tmpfs", "message"), [("size=1200k", "No space left on device"), ("ro", "Read-only file system")])
+@pytest.mark.parametrize(("tmpfs", "message"),
+                         [("size=1200k", "No space left on device"), ("ro", "Read-only file system")])
 def test_a_small_or_read_only_file_system(server, tmp_path, tmpfs, message):
     """1200 kB hold one checkpoint of 919 kB."""
     (code, text, _), = server.train({"run": "dpm", "out": tmp_path / "small", "tmpfs": tmpfs})
@@ -251,7 +258,7 @@ def test_what_cannot_be_saved_is_said_at_the_start(tmp_path):
         run(tmp_path, Foreign(dpm().config), steps=10**6)
 
 
-# ---- bad batches ----------------------------------------------------------------------------------------------------------
+# ---- bad batches -----------------------------------------------------------------------------------------------------
 
 
 def failing(*calls):
@@ -300,7 +307,7 @@ def test_a_skipped_batch_does_not_count_in_the_loss():
     assert result.history[-1]["loss"] == pytest.approx(1.0) and result.history[-1]["skipped"] == 2
 
 
-# ---- two processes --------------------------------------------------------------------------------------------------------
+# ---- two processes ---------------------------------------------------------------------------------------------------
 
 
 def both(server, job):
@@ -310,7 +317,8 @@ def both(server, job):
         port = s.getsockname()[1]
     one, two = (job | {"out": job["out"] / name} for name in ("one", "two"))
     ranks = [two | {"env": {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}} for rank in (0, 1)]
+                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}}
+             for rank in (0, 1)]
     for code, text, _ in server.train(one) + server.train(*ranks):
         assert code == 0, text
     states = [read(checkpoints(j["out"])[-1])[0] for j in (one, two)]
@@ -319,7 +327,8 @@ def both(server, job):
 
 def test_two_processes_have_the_gradients_of_one_with_the_doubled_batch(server, tmp_path):
     """In float32, 4 images each against 8. After one step Adam's running mean is the gradient times 1 − β₁."""
-    one, two, history_1, history_2 = both(server, {"run": "filled", "out": tmp_path, "changes": {"steps": 1, "grad_clip": 1e9}})
+    one, two, history_1, history_2 = both(server,
+                                          {"run": "filled", "out": tmp_path, "changes": {"steps": 1, "grad_clip": 1e9}})
     gradients = {k: (one[k] / 0.1, two[k] / 0.1) for k in one if k.endswith(".exp_avg")}
     assert sum(float(a.abs().max()) > 1e-3 for a, _ in gradients.values()) > len(gradients) / 2
     for a, b in gradients.values():
@@ -328,7 +337,8 @@ def test_two_processes_have_the_gradients_of_one_with_the_doubled_batch(server, 
 
 
 def test_two_processes_have_the_weights_of_one_after_fifty_steps_of_adam(server, tmp_path):
-    """In float64: in float32, where a gradient is nothing but rounding (a bias before a GroupNorm), Adam scales it up to whole steps."""
+    """In float64: in float32, where a gradient is nothing but rounding (a bias before a GroupNorm), Adam scales it up
+    to whole steps."""
     job = {"run": "float64", "out": tmp_path, "changes": {"steps": 50, "save_every": 50}}
     one, two, history_1, history_2 = both(server, job)
     start, moved = dpm().state_dict(), 0

@@ -70,7 +70,8 @@ def test_grid_as_a_sequence():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"steps": 0}, "steps=0"), ({"steps": 1001}, "steps=1001"), ({"steps": 1.5}, "steps=1.5"), ({"grid": "karras"}, "karras"),
+    ({"steps": 0}, "steps=0"), ({"steps": 1001}, "steps=1001"), ({"steps": 1.5}, "steps=1.5"),
+    ({"grid": "karras"}, "karras"),
     ({"grid": []}, "grid runs"), ({"grid": [1000]}, "grid runs"), ({"grid": [-2, 5]}, "grid runs"),
 ])
 def test_bad_grids(options, message):
@@ -236,7 +237,8 @@ def test_latents():
     free = sampling.ddim(network, z_T, LINEAR, 9, clip=False)
     network_free = Gaussian()  # data_range None
     assert free.shape == (5, 8) and free.abs().max() > 1
-    assert torch.equal(sampling.ddim(network_free, z_T, LINEAR, 9, clip=True), sampling.ddim(network_free, z_T, LINEAR, 9, clip=False))
+    assert torch.equal(sampling.ddim(network_free, z_T, LINEAR, 9, clip=True),
+                       sampling.ddim(network_free, z_T, LINEAR, 9, clip=False))
 
 
 def test_eta_and_generators():
@@ -246,7 +248,8 @@ def test_eta_and_generators():
         return sampling.ddim(network, x, LINEAR, 9, eta=eta, generator=torch.Generator().manual_seed(seed))
 
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
-    assert torch.equal(run(1, eta=0.0), run(2, eta=0.0)) and torch.equal(run(1, eta=0.0), sampling.ddim(network, x, LINEAR, 9))
+    assert (torch.equal(run(1, eta=0.0), run(2, eta=0.0))
+            and torch.equal(run(1, eta=0.0), sampling.ddim(network, x, LINEAR, 9)))
     assert not torch.equal(run(1, eta=0.3), run(1, eta=0.6))
     assert torch.equal(sampling.ddpm(network, x, LINEAR, 9, generator=torch.Generator().manual_seed(1)), run(1))
     before = torch.random.get_rng_state()
@@ -278,8 +281,9 @@ def test_dpm_solver_equals_diffusers():
     from diffusers import DPMSolverMultistepScheduler
 
     schedule, denoiser = LINEAR, Gaussian()
-    theirs = DPMSolverMultistepScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", solver_order=2,
-                                         algorithm_type="dpmsolver++", final_sigmas_type="zero", lower_order_final=False,
+    theirs = DPMSolverMultistepScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02,
+                                         beta_schedule="linear", solver_order=2, algorithm_type="dpmsolver++",
+                                         final_sigmas_type="zero", lower_order_final=False,
                                          timestep_spacing="leading")
     x_T = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     exact = sampling.ddim(denoiser, x_T, schedule, steps=1000, clip=False)
@@ -296,7 +300,8 @@ def test_dpm_solver_equals_diffusers():
 
 
 def two_blobs(x, t, width=0.2):
-    """The exact ε for numbers that are ±1, each with a Gaussian error: paths that bend, other than those of one Gaussian."""
+    """The exact ε for numbers that are ±1, each with a Gaussian error: paths that bend, other than those of one
+    Gaussian."""
     a, s = (LINEAR.at(k, t, x)[..., None] for k in ("sqrt_alpha_bar", "sqrt_one_minus_alpha_bar"))
     centres = torch.tensor([-1.0, 1.0], dtype=x.dtype)
     off, variance = x[..., None] - a * centres, (a * width) ** 2 + s**2
@@ -306,15 +311,17 @@ def two_blobs(x, t, width=0.2):
 def test_the_corrected_dpm_solver_is_unipc():
     from diffusers import UniPCMultistepScheduler
 
-    theirs = UniPCMultistepScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", solver_order=2,
-                                     solver_type="bh2", final_sigmas_type="zero", timestep_spacing="leading")
+    theirs = UniPCMultistepScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear",
+                                     solver_order=2, solver_type="bh2", final_sigmas_type="zero",
+                                     timestep_spacing="leading")
     x_T = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for steps in (10, 25):
         theirs.set_timesteps(steps)
         x, grid = x_T, theirs.timesteps.tolist()
         for t in theirs.timesteps:
             x = theirs.step(two_blobs(x, t.expand(16)), t, x).prev_sample
-        ours, plain = (sampling.dpm_solver(two_blobs, x_T, LINEAR, grid=grid, clip=False, correct=correct) for correct in (True, False))
+        ours, plain = (sampling.dpm_solver(two_blobs, x_T, LINEAR, grid=grid, clip=False, correct=correct)
+                       for correct in (True, False))
         assert (ours - x).abs().max() < 1e-3 < 0.1 * (ours - plain).abs().max()
     exact = sampling.dpm_solver(two_blobs, x_T, LINEAR, 300, clip=False, grid="quadratic")
     ours, plain = (sampling.dpm_solver(two_blobs, x_T, LINEAR, 12, clip=False, grid="quadratic", correct=correct)
@@ -325,7 +332,8 @@ def test_the_corrected_dpm_solver_is_unipc():
 def test_slerp_per_sample_and_at_the_edges():
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(5, 1, 8, 8, generator=g), torch.randn(5, 1, 8, 8, generator=g)
-    assert torch.allclose(sampling.slerp(a, b, 0.0), a, atol=1e-5) and torch.allclose(sampling.slerp(a, b, 1.0), b, atol=1e-5)
+    assert (torch.allclose(sampling.slerp(a, b, 0.0), a, atol=1e-5)
+            and torch.allclose(sampling.slerp(a, b, 1.0), b, atol=1e-5))
     assert torch.allclose(sampling.slerp(a, a, 0.3), a, atol=1e-5)  # no NaN for equal inputs
     assert sampling.slerp(a, -a, 0.5).isfinite().all()
     weights = torch.linspace(0, 1, 5)

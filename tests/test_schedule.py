@@ -166,7 +166,8 @@ def test_level():
 
 
 def test_config_round_trip():
-    for s in (NoiseSchedule.linear(12, 1e-3, 0.1), NoiseSchedule.cosine(9), NoiseSchedule.constant(0.01, 7), NoiseSchedule([0.1, 0.2])):
+    for s in (NoiseSchedule.linear(12, 1e-3, 0.1), NoiseSchedule.cosine(9), NoiseSchedule.constant(0.01, 7),
+              NoiseSchedule([0.1, 0.2])):
         again = NoiseSchedule.from_config(s.to_config())
         assert again.same_as(s) and again.to_config() == s.to_config()
     assert NoiseSchedule.linear(12) != NoiseSchedule.linear(13)

@@ -18,7 +18,8 @@ pdae = pdae_lite.load("digits")
 images = pdae_lite.data.digits("test").floats(slice(1))
 with torch.no_grad():
     z = pdae.encode(images)
-print(json.dumps({"file": pdae_lite.__file__, "shape": list(z.shape), "z_dim": pdae.z_dim, "finite": bool(z.isfinite().all()),
+print(json.dumps({"file": pdae_lite.__file__, "shape": list(z.shape), "z_dim": pdae.z_dim,
+                  "finite": bool(z.isfinite().all()),
                   "slider": len(pdae_lite.viz.slider(images, ["one"], id="a", label="b", alt="c").html)}))
 """
 
@@ -37,7 +38,8 @@ def wheel(tmp_path_factory):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, sources)
     shutil.copytree(ROOT / "pdae_lite", sources / "pdae_lite", ignore=shutil.ignore_patterns("__pycache__"))
-    run(*PIP, "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "-w", sources / "dist", sources, cwd=sources)
+    run(*PIP, "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "-w", sources / "dist", sources,
+        cwd=sources)
     (path,) = (sources / "dist").glob("pdae_lite-*.whl")
     return path
 
@@ -56,8 +58,8 @@ def test_installed_it_loads_a_shipped_model(wheel, tmp_path):
     run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
     python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
-    # torch is large: lend it from here. A path in a .pth file is searched, but the .pth files found there aren't run, so
-    # that the editable pdae_lite stays out of sight.
+    # torch is large: lend it from here. A path in a .pth file is searched, but the .pth files found there aren't run,
+    # so that the editable pdae_lite stays out of sight.
     (packages / "lent.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
     run(*PIP, "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     found = json.loads(run(python, "-I", "-c", USE, cwd=tmp_path).splitlines()[-1])

@@ -24,12 +24,15 @@ WHAT = {
     "peeps": {"images": "drawn faces", "one": "face", "licence": "The data are Open Peeps by Pablo Stanley, CC0 1.0."},
 }
 TITLES = {"PDAE": "A PDAE on {images}, {shape}, z_dim {z_dim}, with its frozen DPM inside",
-          "DiffAE": "A Diff-AE on {images}, {shape}, z_dim {z_dim}: encoder and noise predictor trained together, from scratch"}
+          "DiffAE": "A Diff-AE on {images}, {shape}, z_dim {z_dim}: encoder and noise predictor trained together, from "
+                    "scratch"}
 IDLE = {"train.save_every", "train.log_every", "train.workers", "train.tensorboard"}  # settings that change no weight
 NOTES = {  # of single files, by the start of their SHA-256
-    "3a9a9f67": "The DPM's run was stopped and resumed five times, partly as two processes, while a mistake in resuming (mended since) "
+    "3a9a9f67": "The DPM's run was stopped and resumed five times, partly as two processes, while a mistake in "
+                "resuming (mended since) "
                 "mixed up Adam's moments each time: the commands above give a model of this kind, not these bits.",
-    "6b8f1a11": "The run was resumed with another number of steps in between, so that its learning rate fell from step 1,500 on, not from "
+    "6b8f1a11": "The run was resumed with another number of steps in between, so that its learning rate fell from step "
+                "1,500 on, not from "
                 "1,200: the commands above give a model of this kind, not these bits.",
 }
 
@@ -54,24 +57,30 @@ def criteria(o: dict) -> list[Criterion]:
     one, found = WHAT[o["name"]]["one"], []
 
     def want(part, what, value, least, strictly=False):
-        found.append(Criterion(part, what, value, f"{'>' if strictly else '≥'} {least:g}", value > least if strictly else value >= least))
+        found.append(Criterion(part, what, value, f"{'>' if strictly else '≥'} {least:g}",
+                               value > least if strictly else value >= least))
 
     if "fill" in o:
         f, fill = o["fill"], "fill compared with the PDAE's DPM" if o["type"] == "DiffAE" else "fill"
         for which, ts, least in (("300_600", "300 … 600", 0.65), ("100_900", "100, 200, … 900", 0.45)):
-            want("fill", f"{fill}, mean over t = {ts} (linear reference: {f['linear_mean_' + which]:.3f})", f[f"mean_{which}"], least)
+            want("fill", f"{fill}, mean over t = {ts} (linear reference: {f['linear_mean_' + which]:.3f})",
+                 f[f"mean_{which}"], least)
     r, p = o["random_x_T"], o["probe"]
-    want("random_x_T", f"random x_T: nearest of {r['candidates']:,} held-out {one}s is the original ({r['cases']:,} cases), shape features",
+    want("random_x_T", f"random x_T: nearest of {r['candidates']:,} held-out {one}s is the original ({r['cases']:,} "
+                       "cases), shape features",
          r["nearest_is_original"]["shape"]["value"], 0.95)
-    name, least = ("accuracy", 0.95) if p["measure"] == "accuracy" else (f"mean AUROC over {len(p['names'])} attributes", 0.9)
-    want("probe", f"linear probe on z: {name} ({o['z_dim']} principal components: {p['mean_' + p['measure'] + '_pca']:.3f})",
+    name, least = (("accuracy", 0.95) if p["measure"] == "accuracy" else (f"mean AUROC over {len(p['names'])} "
+                                                                          "attributes", 0.9))
+    want("probe", f"linear probe on z: {name} ({o['z_dim']} principal components: "
+                  f"{p['mean_' + p['measure'] + '_pca']:.3f})",
          p["mean_" + p["measure"]], least)
     if "samples" in o:
         s = o["samples"]
         want("samples", "samples of the DPM: precision", s["precision"]["value"], 0.6, True)
         want("samples", "samples of the DPM: recall", s["recall"]["value"], 0.6, True)
         near, other = s["distance_to_nearest_training_image"]["value"], s["the_same_for_held_out_images"]["value"]
-        found.append(Criterion("samples", f"samples: median distance to the nearest training {one} (held-out {one}s: {other:.3f})", near,
+        found.append(Criterion("samples", f"samples: median distance to the nearest training {one} (held-out {one}s: "
+                                          f"{other:.3f})", near,
                                "no smaller", near >= other))
     return found
 
@@ -83,8 +92,10 @@ def card(o: dict, model) -> str:
     params = ", ".join(f"{k} {v:,}" for k, v in o["parameters"].items())
     note = next((text for start, text in NOTES.items() if o["file"]["sha256"].startswith(start)), "")
     t, stem = meta.get("training", {}), f"{o['name']}_{o['kind']}"
-    seen = [f"{o['type']}: {meta.get('images_seen', 0):,} images seen in {t.get('steps', 0):,} steps{hours(o, 'model')}; loss weight "
-            f"`{t.get('weight')}`, batch {t.get('batch_size')}, seed {t.get('seed')}, precision {t.get('precision')}, torch "
+    seen = [f"{o['type']}: {meta.get('images_seen', 0):,} images seen in {t.get('steps', 0):,} "
+            f"steps{hours(o, 'model')}; loss weight "
+            f"`{t.get('weight')}`, batch {t.get('batch_size')}, seed {t.get('seed')}, precision {t.get('precision')}, "
+            "torch "
             f"{meta.get('torch')}."]
     if "dpm_training" in meta:
         d = meta["dpm_training"]
@@ -126,31 +137,42 @@ def bullets(o: dict) -> str:
     one, r, i, p, f = WHAT[o["name"]]["one"], o["random_x_T"], o["inferred_x_T"], o["probe"], o.get("fill")
     nearest, lines = r["nearest_is_original"], []
     if f:
-        lines.append(f"z improves the variational bound by {o['nats']['value']:.0f} nats an image ({o['nats']['images']} images).")
-        lines.append(f"Fill on {f['images']} *training* {one}s, mean over t = 100 … 900: {f['on_training_images_100_900']:.3f} "
+        lines.append(f"z improves the variational bound by {o['nats']['value']:.0f} nats an image "
+                     f"({o['nats']['images']} images).")
+        lines.append(f"Fill on {f['images']} *training* {one}s, mean over t = 100 … 900: "
+                     f"{f['on_training_images_100_900']:.3f} "
                      f"(held out: {f['mean_100_900']:.3f}).")
-    lines.append(f"Reconstruction from z and random x_T ({r['steps']} steps): MSE on [0, 1] {shown(r['mse'], '.4f')}, SSIM "
-                 f"{shown(r['ssim'])}. With the inferred x_T ({i['steps']} steps, {i['images']} images): MSE {shown(i['mse'], '.2e')}, "
+    lines.append(f"Reconstruction from z and random x_T ({r['steps']} steps): MSE on [0, 1] {shown(r['mse'], '.4f')}, "
+                 "SSIM "
+                 f"{shown(r['ssim'])}. With the inferred x_T ({i['steps']} steps, {i['images']} images): MSE "
+                 f"{shown(i['mse'], '.2e')}, "
                  f"SSIM {shown(i['ssim'], '.4f')}.")
     lines.append(f"The nearest held-out {one} is the original: shape features {shown(nearest['shape'])}, pixels "
-                 f"{shown(nearest['pixels'])}, class features {shown(nearest['class'])} (they are trained to forget what tells two {one}s "
+                 f"{shown(nearest['pixels'])}, class features {shown(nearest['class'])} (they are trained to forget "
+                 f"what tells two {one}s "
                  "of one kind apart).")
-    lines.append(f"Linear probes are fitted on the z of {p['train']:,} training {one}s, with L2 by five-fold cross-validation among these. "
+    lines.append(f"Linear probes are fitted on the z of {p['train']:,} training {one}s, with L2 by five-fold "
+                 "cross-validation among these. "
                  f"On the {p['test']:,} held-out ones their mean AUROC is {p['mean_auroc']:.3f} (principal components: "
                  f"{p['mean_auroc_pca']:.3f}), their mean average precision {p['mean_average_precision']:.3f} "
-                 f"({p['mean_average_precision_pca']:.3f}). They ship as `{o['name']}_{'' if o['kind'] == 'pdae' else o['kind'] + '_'}probe"
+                 f"({p['mean_average_precision_pca']:.3f}). They ship as "
+                 f"`{o['name']}_{'' if o['kind'] == 'pdae' else o['kind'] + '_'}probe"
                  ".safetensors`.")
     if "samples" in o:
         s = o["samples"]
-        lines.append(f"{s['count']:,} samples of the DPM ({s['sampler']}), in {s['space']}: precision {shown(s['precision'])}, recall "
-                     f"{shown(s['recall'])}; as many training {one}s have {shown(s['precision_of_training_images'])} and "
+        lines.append(f"{s['count']:,} samples of the DPM ({s['sampler']}), in {s['space']}: precision "
+                     f"{shown(s['precision'])}, recall "
+                     f"{shown(s['recall'])}; as many training {one}s have {shown(s['precision_of_training_images'])} "
+                     "and "
                      f"{shown(s['recall_of_training_images'])}.")
-        lines.append(f"Kernel distance (KID) of the samples from {s['kid']['n'][1]:,} real {one}s: {shown(s['kid'], '.4f')}; of training "
+        lines.append(f"Kernel distance (KID) of the samples from {s['kid']['n'][1]:,} real {one}s: "
+                     f"{shown(s['kid'], '.4f')}; of training "
                      f"{one}s {shown(s['kid_of_training_images'], '.4f')}.")
         if "fid" in s:
             lines.append(f"Fréchet distance from the same: {shown(s['fid'], '.2f')}; of training {one}s "
                          f"{shown(s['fid_of_training_images'], '.2f')}.")
-        lines.append(f"Samples are {shown(s['ratio'])} times as far from the nearest training {one} as held-out {one}s are.")
+        lines.append(f"Samples are {shown(s['ratio'])} times as far from the nearest training {one} as held-out {one}s "
+                     "are.")
     space = o["feature_space"]
     known = f"accuracy {space['accuracy']:.3f}" if "accuracy" in space else f"mean AUROC {space['auroc']:.3f}"
     lines.append(f"Feature spaces: the network of `{o['name']}_features.md`, which itself has a held-out {known}.")
@@ -161,7 +183,8 @@ def bullets(o: dict) -> str:
 def attributes(p: dict) -> str:
     """A table of the attributes, worst first."""
     order = sorted(range(len(p["names"])), key=lambda i: p["auroc"][i])
-    rows = "\n".join(f"| {p['names'][i]} | {p['auroc'][i]:.3f} | {p['auroc_pca'][i]:.3f} | {p['average_precision'][i]:.3f} | "
+    rows = "\n".join(f"| {p['names'][i]} | {p['auroc'][i]:.3f} | {p['auroc_pca'][i]:.3f} | "
+                     f"{p['average_precision'][i]:.3f} | "
                      f"{p['accuracy'][i]:.3f} |" for i in order)
     return f"""
 Linear probes, the hardest attribute first:
@@ -175,9 +198,11 @@ Linear probes, the hardest attribute first:
 def fills(f: dict, o: dict) -> str:
     """Fill per t."""
     rows = "\n".join(f"| {t} | {a:.2f} | {b:.2f} |" for t, a, b in zip(f["t"], f["model"], f["linear"]))
-    how = f"Its errors are compared with those of the DPM in `{o['name']}_pdae`, as the PDAE's are. " if o["type"] == "DiffAE" else ""
+    how = (f"Its errors are compared with those of the DPM in `{o['name']}_pdae`, as the PDAE's are. "
+           if o["type"] == "DiffAE" else "")
     return f"""
-Fill per t, on {f['images']} held-out images, beside the linear-Gaussian reference with {o['z_dim']} principal components (of
+Fill per t, on {f['images']} held-out images, beside the linear-Gaussian reference with {o['z_dim']} principal \
+components (of
 {f['linear_from_images']:,} training images). {how}
 
 | t | {viz.NAMES[key(o)]} | linear |
@@ -197,14 +222,15 @@ def hours(o: dict, which: str) -> str:
 
 def file_facts(path: Path) -> dict:
     """Name, bytes and SHA-256 of a file that ships; of a packed model, of what is packed."""
-    return {"name": path.name.replace(PACKED, ".safetensors"), "bytes": len(contents(path)), "sha256": file_digest(path)}
+    return {"name": path.name.replace(PACKED, ".safetensors"), "bytes": len(contents(path)),
+            "sha256": file_digest(path)}
 
 
 def key(o: dict) -> str:
     return {"DiffAE": "diffae", "UNet": "conditional", "AsEpsilon": "conditional"}.get(o["type"], "pdae")
 
 
-# ---- how it was made ----------------------------------------------------------------------------------------------------
+# ---- how it was made -------------------------------------------------------------------------------------------------
 
 
 def commands(o: dict, model) -> str:
@@ -212,8 +238,10 @@ def commands(o: dict, model) -> str:
     meta, name, kind = o["training"], o["name"], o["kind"]
     lines, runs = [], f"runs/{kind}"
     if o["type"] == "PDAE":
-        lines.append(f"pdae pretrain --data {name}{changes('pretrain', meta.get('dpm_training', {}), model)} --out runs/dpm")
-        lines.append(f"pdae train --dpm runs/dpm/model.safetensors --data {name}{changes('pdae', meta, model)} --out {runs}")
+        lines.append(f"pdae pretrain --data {name}{changes('pretrain', meta.get('dpm_training', {}), model)} --out "
+                     "runs/dpm")
+        lines.append(f"pdae train --dpm runs/dpm/model.safetensors --data {name}{changes('pdae', meta, model)} --out "
+                     f"{runs}")
     else:
         lines.append(f"pdae train --method diffae --data {name}{changes('diffae', meta, model)} --out {runs}")
     dpm = " --dpm runs/dpm/model.safetensors" if o["type"] == "PDAE" else ""
@@ -228,7 +256,8 @@ def changes(stage: str, meta: dict, model) -> str:
     if preset is None:
         return ""
     names, network = STAGES[stage], model.network
-    here = {"prediction": getattr(network, "prediction", "epsilon"), "precondition": getattr(model, "precondition", None),
+    here = {"prediction": getattr(network, "prediction", "epsilon"),
+            "precondition": getattr(model, "precondition", None),
             "form": getattr(model, "form", "difference"),
             "encoder": model.encoder.config, "unet": replace(network.config, z_dim=None)}
     if "training" in meta:
@@ -250,7 +279,7 @@ def differing(actual: Preset, preset: Preset, stage: str) -> list[str]:
     return [f"{k}={show(v)}" for k, v in after.items() if v != before[k] and k not in IDLE]
 
 
-# ---- the picture --------------------------------------------------------------------------------------------------------
+# ---- the picture -----------------------------------------------------------------------------------------------------
 
 
 def alt(o: dict) -> str:
@@ -276,7 +305,8 @@ def draw(o: dict, rows: dict[str, torch.Tensor], path: Path) -> None:
         figure.figimage(sheet, left, height - 6 - sheet.shape[0])
         for i, text in enumerate(rows):
             y = 6 + (i + 0.5) * sheet.shape[0] / len(rows)
-            figure.text((left - 10) / width, 1 - y / height, text.replace(" and ", "\nand "), fontsize=8, ha="right", va="center")
+            figure.text((left - 10) / width, 1 - y / height, text.replace(" and ", "\nand "), fontsize=8, ha="right",
+                        va="center")
         figure.get_layout_engine().set(rect=(0, 0, 1, 1 - edge / height))
         for column, part in enumerate(below):
             ax = figure.add_subplot(1, len(below), column + 1)
@@ -287,7 +317,8 @@ def draw(o: dict, rows: dict[str, torch.Tensor], path: Path) -> None:
             else:
                 for which, h in o["histories"].items():
                     method = key(o) if which == "model" else "dpm"
-                    ax.plot([n / 1e3 for n in h["images"]], h["loss"], color=viz.COLORS[method], ls=viz.DASHES.get(method, "-"),
+                    ax.plot([n / 1e3 for n in h["images"]], h["loss"], color=viz.COLORS[method],
+                            ls=viz.DASHES.get(method, "-"),
                             label=o.get("label", viz.NAMES[method]))
                 ax.set(xlabel="thousand images seen", ylabel="training loss", yscale="log")
                 ax.legend()
@@ -297,7 +328,8 @@ def draw(o: dict, rows: dict[str, torch.Tensor], path: Path) -> None:
     picture = Image.open(buffer).convert("RGB")
     parts = [picture.crop((0, 0, width, edge))] + ([picture.crop((0, edge, width, height))] if below else [])
     for colors in (224, 128, 96, 64, 48, 32, 16):
-        palette = Image.new("P", (1, 1))  # the images' colours and the curves' own ones: neither may take those of the other
+        # the images' colours and the curves' own ones: neither may take those of the other
+        palette = Image.new("P", (1, 1))
         palette.putpalette(sum((_palette(part, n) for part, n in zip(parts, (colors, 32))), []))
         out = io.BytesIO()
         picture.quantize(palette=palette, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)

@@ -1,13 +1,14 @@
 """Measure a model that ships on held-out images, fit its linear probe, and write its card.
 
     python scripts/assets/evaluate.py digits                    # the shipped PDAE: about 15 CPU minutes
-    python scripts/assets/evaluate.py peeps --history runs/peeps-pdae/history.json --dpm-history runs/peeps-dpm/history.json
-    python scripts/assets/evaluate.py digits diffae             # its noise error is compared with the DPM's of digits_pdae
-    python scripts/assets/evaluate.py peeps --file runs/peeps-pdae/model.safetensors --quick --out /tmp/look
+    python scripts/assets/evaluate.py peeps --history runs/peeps-pdae/history.json --dpm-history
+    runs/peeps-dpm/history.json python scripts/assets/evaluate.py digits diffae             # its noise error is
+    compared with the DPM's of digits_pdae python scripts/assets/evaluate.py peeps --file
+    runs/peeps-pdae/model.safetensors --quick --out /tmp/look
 
-Writes NAME_KIND.json (every figure), NAME_KIND.md (the card), NAME_KIND.png (its picture), and the linear probe NAME_probe, or
-NAME_KIND_probe for other kinds than pdae. Needs the network of features (make_features.py). --history, a run's
-history.json, adds the loss curve and the time that it took; it is kept for the next evaluation of the same file.
+Writes NAME_KIND.json (every figure), NAME_KIND.md (the card), NAME_KIND.png (its picture), and the linear probe
+NAME_probe, or NAME_KIND_probe for other kinds than pdae. Needs the network of features (make_features.py). --history, a
+run's history.json, adds the loss curve and the time that it took; it is kept for the next evaluation of the same file.
 """
 import argparse
 import json
@@ -32,7 +33,8 @@ def described(s: Subject) -> dict:
     parts = ("dpm", "encoder", "estimator") if isinstance(s.model, PDAE) else ("network", "encoder")
     config = s.model.network.config
     return {"name": s.name, "kind": s.kind, "type": type(s.model).__name__, "z_dim": s.model.z_dim,
-            "images": [config.in_channels, config.image_size, config.image_size], "train_images": len(s.train), "test_images": len(s.test),
+            "images": [config.in_channels, config.image_size, config.image_size], "train_images": len(s.train),
+            "test_images": len(s.test),
             "file": file_facts(s.path),
             "parameters": {k: sum(p.numel() for p in getattr(s.model, k).parameters()) for k in parts},
             "training": s.model.metadata}
@@ -44,7 +46,8 @@ def thinned(path: Path, points: int = 80) -> dict:
     size = -(-len(entries) // points)
     groups = [entries[i : i + size] for i in range(0, len(entries), size)]
     images = [0] + [e["images"] for e in entries]
-    seconds = sum((b - a) / e["images_per_second"] for a, b, e in zip(images, images[1:], entries) if e.get("images_per_second"))
+    seconds = sum((b - a) / e["images_per_second"] for a, b, e in zip(images, images[1:], entries)
+                  if e.get("images_per_second"))
     return {"images": [g[-1]["images"] for g in groups], "loss": [sum(e["loss"] for e in g) / len(g) for g in groups],
             "hours": seconds / 3600}
 
@@ -57,19 +60,24 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ASSETS, help="where to write (default: beside the shipped models)")
     parser.add_argument("--history", type=Path, help="history.json of the run that made the model")
     parser.add_argument("--dpm-history", type=Path, help="history.json of the run that made its DPM")
-    parser.add_argument("--only", help="measure only these, by names separated by commas, and take the others from the JSON file")
-    parser.add_argument("--counts", default="", metavar="NAME=N,…", help="measure on fewer images or in fewer steps, for example "
-                                                                         "cases=300,samples=500; the card tells the counts")
+    parser.add_argument("--only", help="measure only these, by names separated by commas, and take the others from the "
+                                       "JSON file")
+    parser.add_argument("--counts", default="", metavar="NAME=N,…",
+                        help="measure on fewer images or in fewer steps, for example "
+                                                                         "cases=300,samples=500; the card tells the "
+                                                                         "counts")
     parser.add_argument("--quick", action="store_true", help="tiny counts, to see that all runs; wants --out")
     args = parser.parse_args()
     if args.quick and args.out == ASSETS:
         parser.error("--quick measures nothing worth shipping; give --out DIR")
     stem = f"{args.name}_{args.kind}"
     path = args.file or shipped_file(args.name, args.kind)
-    counts = replace(QUICK if args.quick else Counts(), **{k: int(v) for k, v in (c.split("=") for c in args.counts.split(",") if c)})
+    counts = replace(QUICK if args.quick else Counts(),
+                     **{k: int(v) for k, v in (c.split("=") for c in args.counts.split(",") if c)})
     s = Subject.open(args.name, args.kind, path, counts)
     if s.net is None:
-        parser.error(f"the network of features of {args.name} is missing; make it by scripts/assets/make_features.py {args.name}")
+        parser.error(f"the network of features of {args.name} is missing; make it by scripts/assets/make_features.py "
+                     f"{args.name}")
     todo, target = measured(s), args.out / f"{stem}.json"
     out = described(s)
     before = json.loads(target.read_text()) if target.is_file() else {}
@@ -93,7 +101,8 @@ def main() -> int:
         print(f"{name}, {time.time() - start:.0f} s: {brief(out[name])}", flush=True)
     missing = set(todo) - set(out)
     if missing:
-        parser.error(f"{target.name} lacks {', '.join(sorted(missing))} for this file; measure everything, without --only")
+        parser.error(f"{target.name} lacks {', '.join(sorted(missing))} for this file; measure everything, without "
+                     "--only")
     out["made_with"] = {"torch": torch.__version__, "python": platform.python_version(), "device": str(s.model.device),
                         "counts": asdict(s.counts)}
     out["criteria"] = [asdict(c) for c in criteria(out)]

@@ -5,9 +5,9 @@
     python scripts/assets/evaluate_generators.py digits class               # the class-conditional gradient estimator
     python scripts/assets/evaluate_generators.py digits cond_dpm            # the conditional DPM
 
-Of all: kernel distance, precision and recall of its images against held-out ones, and whether they are copies. Of a latent DPM:
-its loss on training and held-out codes. Of models that are told the class: whether their digits are of it, and how much of the
-DPM's error the class removes at each t.
+Of all: kernel distance, precision and recall of its images against held-out ones, and whether they are copies. Of a
+latent DPM: its loss on training and held-out codes. Of models that are told the class: whether their digits are of it,
+and how much of the DPM's error the class removes at each t.
 """
 import argparse
 import json
@@ -34,7 +34,8 @@ TS = list(range(50, 1000, 50))
 WHAT = {"latent": "A latent DPM of the PDAE's codes", "diffae_latent": "A latent DPM of the Diff-AE's codes",
         "class": "A class-conditional gradient estimator on the DPM of `digits_pdae`, to which its file refers",
         "cond_dpm": "A DPM that is told the class"}
-LABELS = {"latent": "latent DPM", "diffae_latent": "latent DPM", "class": "class-conditional G", "cond_dpm": "conditional DPM"}
+LABELS = {"latent": "latent DPM", "diffae_latent": "latent DPM", "class": "class-conditional G",
+          "cond_dpm": "conditional DPM"}
 
 
 class Subject:
@@ -47,7 +48,8 @@ class Subject:
         self.dpm = pdae_lite.load(name, "dpm")
         if isinstance(self.model, LatentDPM):
             self.autoencoder = pdae_lite.load(name, kind.removesuffix("latent").rstrip("_") or "pdae")
-        self.train, self.test = (data.shipped_images(name, split, self.dpm.config.image_size) for split in ("train", "test"))
+        self.train, self.test = (data.shipped_images(name, split, self.dpm.config.image_size)
+                                 for split in ("train", "test"))
 
     @property
     def by_label(self) -> bool:
@@ -82,7 +84,8 @@ def images(s: Subject, n: int) -> dict:
     out |= likeness(made, train, test, metrics.reference(s.name), n)
     if y is not None:
         with torch.no_grad():
-            out["of_the_class"] = metrics.proportion(torch.cat([s.net(x) for x in drawn.split(250)]).argmax(1) == y).to_dict()
+            out["of_the_class"] = metrics.proportion(torch.cat([s.net(x) for x in drawn.split(250)]).argmax(1)
+                                                     == y).to_dict()
     return out
 
 
@@ -105,7 +108,8 @@ def removed(s: Subject) -> dict:
     index = iter(y.split(250))
     known = losses.noise_error(lambda v: s.denoiser(next(index)), x, s.dpm.schedule, TS)
     alone = losses.noise_error(lambda v: s.dpm, x, s.dpm.schedule, TS)
-    return {"t": TS, "images": len(x), "error": known.tolist(), "error_dpm": alone.tolist(), "share": losses.fill(known, alone).tolist()}
+    return {"t": TS, "images": len(x), "error": known.tolist(), "error_dpm": alone.tolist(),
+            "share": losses.fill(known, alone).tolist()}
 
 
 # ---- the card -----------------------------------------------------------------------------------------------------
@@ -116,26 +120,34 @@ def card(o: dict) -> str:
     t, i = o["training"]["training"], o["images"]
     stem = f"{o['name']}_{o['kind']}"
     lines = [f"{i['count']:,} images in {i['steps']} DDIM steps, in {i['space']}; brackets: 95 % intervals.",
-             f"Kernel distance (KID) from {i['kid']['n'][1]:,} real images: {shown(i['kid'], '.4f')}; of as many training images "
+             f"Kernel distance (KID) from {i['kid']['n'][1]:,} real images: {shown(i['kid'], '.4f')}; of as many "
+             "training images "
              f"{shown(i['kid_of_training_images'], '.4f')}."]
     if "fid" in i:
         lines.append(f"Fréchet distance from the same: {shown(i['fid'], '.2f')}; of training images "
                      f"{shown(i['fid_of_training_images'], '.2f')}.")
-    lines += [f"Precision {shown(i['precision'])}, recall {shown(i['recall'])} against as many held-out images; training images have "
+    lines += [f"Precision {shown(i['precision'])}, recall {shown(i['recall'])} against as many held-out images; "
+              "training images have "
               f"{shown(i['precision_of_training_images'])} and {shown(i['recall_of_training_images'])}.",
-              f"They are {shown(i['copies_ratio'])} times as far from the nearest training image as held-out images are."]
+              f"They are {shown(i['copies_ratio'])} times as far from the nearest training image as held-out images "
+              "are."]
     if "of_the_class" in i:
-        lines.append(f"Share of the class that was asked for, by the network of `{o['name']}_features`: {shown(i['of_the_class'])}.")
+        lines.append(f"Share of the class that was asked for, by the network of `{o['name']}_features`: "
+                     f"{shown(i['of_the_class'])}.")
     if "codes" in o:
         c = o["codes"]
-        lines.append(f"Mean absolute error of the noise, on normalised codes: {c['training']:.4f} for training images, {c['held_out']:.4f} "
+        lines.append(f"Mean absolute error of the noise, on normalised codes: {c['training']:.4f} for training images, "
+                     f"{c['held_out']:.4f} "
                      f"for held-out ones ({c['draws']:,} draws).")
     rows = ""
     if "class" in o:
         share = o["class"]
-        note = " Its network is another one than the DPM's: a part of the difference is that." if o["kind"] == "cond_dpm" else ""
-        rows = (f"\nThe share of the error of the DPM in `digits_pdae` that is gone, on {share['images']} held-out images.{note}\n\n"
-                "| t | share |\n|---|---|\n" + "\n".join(f"| {a} | {b:.3f} |" for a, b in zip(share["t"], share["share"])) + "\n")
+        note = (" Its network is another one than the DPM's: a part of the difference is that."
+                if o["kind"] == "cond_dpm" else "")
+        rows = (f"\nThe share of the error of the DPM in `digits_pdae` that is gone, on {share['images']} held-out "
+                f"images.{note}\n\n"
+                "| t | share |\n|---|---|\n"
+                + "\n".join(f"| {a} | {b:.3f} |" for a, b in zip(share["t"], share["share"])) + "\n")
     seen = o["training"].get("images_seen", 0)
     return f"""# {stem}
 
@@ -144,8 +156,10 @@ def card(o: dict) -> str:
 ![{o['alt']}]({stem}.png)
 
 - Data: `{o['name']}`; licence of the weights: MIT, like the code.
-- Trained on {seen:,} {'codes' if 'codes' in o else 'images'} in {t['steps']:,} steps of {t['batch_size']}, seed {t['seed']}, learning rate
-  {t['lr']:g}, EMA {t['ema']}, torch {o['training'].get('torch')}. All settings: `{stem}.json`. Command: `make weights` holds it.
+- Trained on {seen:,} {'codes' if 'codes' in o else 'images'} in {t['steps']:,} steps of {t['batch_size']}, seed \
+{t['seed']}, learning rate
+  {t['lr']:g}, EMA {t['ema']}, torch {o['training'].get('torch')}. All settings: `{stem}.json`. Command: `make \
+weights` holds it.
 - SHA-256 of the file: `{o['file']['sha256']}`
 
 ## Quality
@@ -159,7 +173,8 @@ def main() -> int:
     parser.add_argument("name", choices=("digits", "peeps"))
     parser.add_argument("kind", choices=tuple(WHAT))
     parser.add_argument("--file", type=Path, help="the model file (default: the shipped one)")
-    parser.add_argument("--out", type=Path, default=data.ASSETS, help="where to write (default: beside the shipped models)")
+    parser.add_argument("--out", type=Path, default=data.ASSETS,
+                        help="where to write (default: beside the shipped models)")
     parser.add_argument("--history", type=Path, help="history.json of the run that made the model")
     parser.add_argument("--count", type=int, default=500, help="images to draw (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="sampling steps (default: %(default)s)")
@@ -178,9 +193,10 @@ def main() -> int:
     if args.history or before.get("file") == out["file"]:
         out["histories"] = {"model": thinned(args.history)} if args.history else before.get("histories", {})
     columns = ", a column for each digit" if s.by_label else ""
-    out |= {"alt": f"Images that the model drew{columns}, and its training loss against images seen.", "label": LABELS[args.kind]}
-    out["made_with"] = {"torch": torch.__version__, "python": platform.python_version(), "device": "cpu", "count": args.count,
-                        "steps": args.steps, "date": time.strftime("%Y-%m-%d")}
+    out |= {"alt": f"Images that the model drew{columns}, and its training loss against images seen.",
+            "label": LABELS[args.kind]}
+    out["made_with"] = {"torch": torch.__version__, "python": platform.python_version(), "device": "cpu",
+                        "count": args.count, "steps": args.steps, "date": time.strftime("%Y-%m-%d")}
     write_text(target, json.dumps(out, indent=1, ensure_ascii=False) + "\n")
     width = 10 if args.name == "digits" else 8
     shown, _ = s.draw(3 * width, 1)

@@ -1,14 +1,14 @@
 """Make the feature networks that ship, and the reference features of fresh faces; measure them and write their cards.
 
-    python scripts/assets/make_features.py digits                 # digits_features.{safetensors,json,md}: some minutes of one core
-    python scripts/assets/make_features.py peeps                  # peeps_features.{safetensors,json,md}, for faces of 32×32
-    python scripts/assets/make_peeps.py --fresh 10000 fresh.npz   # needs the extra [peeps]
-    python scripts/assets/make_features.py reference fresh.npz    # peeps_reference.npz.xz: class features of these faces
+    python scripts/assets/make_features.py digits                 # digits_features.{safetensors,json,md}: some minutes
+    of one core python scripts/assets/make_features.py peeps                  # peeps_features.{safetensors,json,md},
+    for faces of 32×32 python scripts/assets/make_peeps.py --fresh 10000 fresh.npz   # needs the extra [peeps] python
+    scripts/assets/make_features.py reference fresh.npz    # peeps_reference.npz.xz: class features of these faces
 
-Larger images are shrunk to the network's size, so these measure models of 64×64, too; --size 64 makes a network that sees
-every pixel of them. A new peeps network needs new reference features: give the last
-command again. Batches, augmentation and dropout follow from the seed; bf16 rounds differently from CPU to CPU, so another
-machine gives a network as good, not the same bits.
+Larger images are shrunk to the network's size, so these measure models of 64×64, too; --size 64 makes a network that
+sees every pixel of them. A new peeps network needs new reference features: give the last command again. Batches,
+augmentation and dropout follow from the seed; bf16 rounds differently from CPU to CPU, so another machine gives a
+network as good, not the same bits.
 """
 import argparse
 import hashlib
@@ -40,8 +40,8 @@ SEED, LR = 0, 2e-3
 BATCH, STEPS = {"digits": 128, "peeps": 64}, {"digits": 2000, "peeps": 5000}
 CONFIGS = {
     "digits": FeatureConfig("digits", tuple("0123456789"), 32, 1, channels=(24, 48, 64, 64), strides=(1, 2, 2, 2)),
-    "peeps": FeatureConfig("peeps", (), 32, 3, channels=(32, 48, 64, 64, 96, 96), strides=(1, 2, 1, 1, 2, 2), multi_label=True,
-                           pose=True),
+    "peeps": FeatureConfig("peeps", (), 32, 3, channels=(32, 48, 64, 64, 96, 96), strides=(1, 2, 1, 1, 2, 2),
+                           multi_label=True, pose=True),
 }
 SIDES = {"peeps": {32: (1, 2, 1, 1, 2, 2), 64: (2, 1, 2, 1, 2, 2)}}  # side of the images -> strides
 THUMBNAIL = 4  # pixels a side
@@ -50,16 +50,20 @@ THUMBNAIL = 4  # pixels a side
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
-def mirror(x: Tensor, labels: Tensor, pose: Tensor, attributes: tuple[str, ...], flip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, labels and pose, mirrored where `flip` says so: rotation, shift to the right and the side faced change sign."""
+def mirror(x: Tensor, labels: Tensor, pose: Tensor, attributes: tuple[str, ...],
+           flip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels and pose, mirrored where `flip` says so: rotation, shift to the right and the side faced change
+    sign."""
     sign = torch.where(flip, -1.0, 1.0)[:, None]
     pose = pose * torch.cat([sign, sign, sign.abs(), sign.abs()], 1)
     side = torch.tensor([name == "facing_left" for name in attributes])
-    return torch.where(flip[:, None, None, None], x.flip(-1), x), torch.where(flip[:, None] & side, 1 - labels, labels), pose
+    return torch.where(flip[:, None, None, None], x.flip(-1), x), torch.where(flip[:, None] & side, 1 - labels,
+                                                                              labels), pose
 
 
 def shift(x: Tensor, pose: Tensor, u: Tensor, most: int = 2) -> tuple[Tensor, Tensor]:
-    """Images shifted by whole pixels, up to `most` each way, edges repeated, and their poses; u [N, 2] uniform in [0, 1) decides."""
+    """Images shifted by whole pixels, up to `most` each way, edges repeated, and their poses; u [N, 2] uniform in [0,
+    1) decides."""
     by = (u * (2 * most + 1)).long() - most  # right, down
     column, row = ((torch.arange(x.shape[-1]) - by[:, i : i + 1]).clamp(0, x.shape[-1] - 1) for i in (0, 1))
     x = x[torch.arange(len(x))[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
@@ -69,8 +73,9 @@ def shift(x: Tensor, pose: Tensor, u: Tensor, most: int = 2) -> tuple[Tensor, Te
 def train(config: FeatureConfig, images: data.Images, steps: int, batch_size: int) -> tuple[FeatureNet, nn.Linear]:
     """A network, and a linear map from its class features to a thumbnail.
 
-    Digits learn their class, under light affine distortion. Faces, mirrored and shifted at random, learn their attributes and
-    pose, and the thumbnail: it makes the features know the colours of ground and shirt, which no attribute names.
+    Digits learn their class, under light affine distortion. Faces, mirrored and shifted at random, learn their
+    attributes and pose, and the thumbnail: it makes the features know the colours of ground and shirt, which no
+    attribute names.
     """
     torch.manual_seed(SEED)
     net, thumbnail = FeatureNet(config), nn.Linear(config.width, THUMBNAIL**2 * config.in_channels)
@@ -116,7 +121,8 @@ def train(config: FeatureConfig, images: data.Images, steps: int, batch_size: in
 
 
 def scale_features(net: FeatureNet, thumbnail: nn.Linear, std: Tensor) -> None:
-    """Divide the class features by their standard deviations: a ReLU lets the factors through, the layers after take them back."""
+    """Divide the class features by their standard deviations: a ReLU lets the factors through, the layers after take
+    them back."""
     std = torch.where(std > 1e-3, std, 1)  # a dead feature stays what it is; the card counts them
     for parameter in (net.squeeze[1].weight, net.squeeze[1].bias):  # of the BatchNorm
         parameter.div_(std)
@@ -139,13 +145,16 @@ def quality(net: FeatureNet, thumbnail: nn.Linear, test: data.Images) -> dict:
     logits = torch.cat([net(part) for part in x.split(250)])
     if not net.config.multi_label:
         return {"accuracy": shown(metrics.proportion(logits.argmax(1) == test.labels))}
-    auroc = multilabel_auroc(logits, test.labels, len(test.attributes), average=None).clamp(max=1)  # it sums to 1.0000001
+    # it sums to 1.0000001
+    auroc = multilabel_auroc(logits, test.labels, len(test.attributes), average=None).clamp(max=1)
     features, small = extract(net, x).values, to_thumbnail(x)
     rest = (thumbnail(features) - small).square().sum() / (small - small.mean(0)).square().sum()
     turned = torch.cat([net.pose(part) for part in x.split(250)]) - test.pose[:, : len(POSE)]
-    return {"auroc": dict(zip(test.attributes, auroc.tolist())), "auroc_mean": float(auroc.mean()), "auroc_least": float(auroc.min()),
+    return {"auroc": dict(zip(test.attributes, auroc.tolist())), "auroc_mean": float(auroc.mean()),
+            "auroc_least": float(auroc.min()),
             "accuracy": dict(zip(test.attributes, ((logits > 0) == (test.labels > 0)).float().mean(0).tolist())),
-            "pose_mean_absolute_error": dict(zip(POSE, turned.abs().mean(0).tolist())), "thumbnail_variance_explained": 1 - float(rest)}
+            "pose_mean_absolute_error": dict(zip(POSE, turned.abs().mean(0).tolist())),
+            "thumbnail_variance_explained": 1 - float(rest)}
 
 
 def sensitivity(net: FeatureNet, x: Tensor, real: metrics.Features) -> dict:
@@ -183,8 +192,8 @@ def make(name: str, size: int) -> None:
         config = replace(config, labels=images.attributes, image_size=size, strides=SIDES[name][size])
     start = time.time()
     net, thumbnail = train(config, images, STEPS[name], BATCH[name])
-    settings = {"data": name, "images": len(images), "steps": STEPS[name], "batch_size": BATCH[name], "lr": LR, "seed": SEED,
-                "torch": torch.__version__,
+    settings = {"data": name, "images": len(images), "steps": STEPS[name], "batch_size": BATCH[name], "lr": LR,
+                "seed": SEED, "torch": torch.__version__,
                 "command": f"python scripts/assets/make_features.py {name}{f' --size {size}' if size != 32 else ''}"}
     path = data.ASSETS / f"{name}_features{PACKED}"
     save_model(path, net, settings, dtype=torch.float16)
@@ -204,10 +213,12 @@ def make_reference(path: str) -> None:
     with np.load(path) as arrays:
         fresh, labels, attributes = torch.from_numpy(arrays["images"]), arrays["labels"], arrays["attributes"]
     shipped = {image.numpy().tobytes() for split in ("train", "valid", "test") for image in data.peeps(split).images}
-    shipped |= {image.numpy().tobytes() for edit in data.EDITS for pair in data.peeps_counterfactuals(edit) for image in pair}
+    shipped |= {image.numpy().tobytes() for edit in data.EDITS for pair in data.peeps_counterfactuals(edit)
+                for image in pair}
     keys = {image.numpy().tobytes() for image in fresh}
     if keys & shipped or len(keys) < len(fresh):
-        raise SystemExit(f"{len(keys & shipped)} fresh faces are among the shipped ones, {len(fresh) - len(keys)} are there twice")
+        raise SystemExit(f"{len(keys & shipped)} fresh faces are among the shipped ones, {len(fresh) - len(keys)} are "
+                         "there twice")
     net = pdae_lite.load("peeps", kind="features")
     size = net.config.image_size
     buffer = io.BytesIO()
@@ -219,7 +230,8 @@ def make_reference(path: str) -> None:
     out = json.loads((data.ASSETS / "peeps_features.json").read_text())
     real, test = reference("peeps"), data.peeps("test", size)
     digest = hashlib.sha256(fresh.numpy().tobytes()).hexdigest()
-    out["reference"] = {"file": file_facts(target), "faces": len(fresh), "sha256_of_pixels": digest, "network": out["file"]["sha256"]}
+    out["reference"] = {"file": file_facts(target), "faces": len(fresh), "sha256_of_pixels": digest,
+                        "network": out["file"]["sha256"]}
     out["sensitivity"] = sensitivity(net, test.floats(), real)
     finish("peeps", out)
 
@@ -234,7 +246,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("digits", "peeps", "reference"))
     parser.add_argument("fresh", nargs="?", help="with reference: the file that make_peeps.py --fresh wrote")
-    parser.add_argument("--size", type=int, choices=(32, 64), default=32, help="of peeps: side of the images (default: %(default)s)")
+    parser.add_argument("--size", type=int, choices=(32, 64), default=32,
+                        help="of peeps: side of the images (default: %(default)s)")
     args = parser.parse_args()
     if (args.what == "reference") != (args.fresh is not None):
         parser.error("a file of fresh faces goes with reference, and only with it")

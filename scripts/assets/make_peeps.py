@@ -1,9 +1,10 @@
 """Make the peeps in pdae_lite/assets: 12,000 faces at 64×64 with attributes and pose, and true counterfactual pairs.
 
     pip install -e ".[peeps]"                # dicebear-core, dicebear-styles, resvg-py, pinned; pillow
-    python scripts/assets/make_peeps.py             # writes peeps_{train,valid,test,edits}.npz.xz, prints what the card states
-    python scripts/assets/make_peeps.py --out new   # the same into another folder
-    python scripts/assets/make_peeps.py --fresh 10000 fresh.npz    # as many other faces of the same distribution, for statistics
+    python scripts/assets/make_peeps.py             # writes peeps_{train,valid,test,edits}.npz.xz, prints what the card
+    states python scripts/assets/make_peeps.py --out new   # the same into another folder python
+    scripts/assets/make_peeps.py --fresh 10000 fresh.npz    # as many other faces of the same distribution, for
+    statistics
 
 These packages are needed here only, not by the library. The art is Open Peeps by Pablo Stanley, CC0 1.0.
 
@@ -53,19 +54,20 @@ HATS, SCARVES = {"hatBeanie", "hatHip"}, {"hijab", "turban"}
 BALD, MOHAWKS = {"noHair1", "noHair2", "noHair3"}, {"mohawk", "mohawk2"}
 AFROS, BUNS = {"afro", "longAfro", "dreads1", "dreads2"}, {"bun", "bun2", "buns", "grayBun"}
 BANGS = {"bangs", "bangs2", "longBangs", "mediumBangs", "mediumBangs2", "mediumBangs3"}
-LONG = {"long", "longAfro", "longBangs", "longCurly", "medium2", "medium3", "mediumStraight", "mediumBangs", "mediumBangs2",
-        "mediumBangs3", "bangs", "bangs2", "cornrows", "cornrows2"}
-SHORT = {"flatTop", "flatTopLong", "grayShort", "pomp", "shaved1", "shaved2", "shaved3", "short1", "short2", "short3", "short4",
-         "short5", "twists", "twists2"}
-TINTED = {"bangs", "grayBun", "grayMedium", "grayShort", "mediumBangs2", "mohawk", "mohawk2", "short4"}  # not always black
+LONG = {"long", "longAfro", "longBangs", "longCurly", "medium2", "medium3", "mediumStraight", "mediumBangs",
+        "mediumBangs2", "mediumBangs3", "bangs", "bangs2", "cornrows", "cornrows2"}
+SHORT = {"flatTop", "flatTopLong", "grayShort", "pomp", "shaved1", "shaved2", "shaved3", "short1", "short2", "short3",
+         "short4", "short5", "twists", "twists2"}
+# not always black
+TINTED = {"bangs", "grayBun", "grayMedium", "grayShort", "mediumBangs2", "mohawk", "mohawk2", "short4"}
 SMILES = {"awe", "calm", "cute", "driven", "eatingHappy", "smile", "smileBig", "smileLOL", "smileTeethGap"}
 TEETH = {"concerned", "explaining", "hectic", "rage", "smileBig", "smileLOL", "smileTeethGap"}
 CLOSED = {"calm", "concernedFear", "contempt", "eatingHappy", "eyesClosed", "smileBig", "smileLOL", "solemn"}
 ANGRY, WORRIED = {"angryWithFang", "rage", "veryAngry"}, {"concerned", "concernedFear", "solemn", "tired"}
 WIDE = {"awe", "fear", "hectic", "rage"}
 
-# Edits: (what the face must not wear, options of the image before, options of the image after). In most, the image before
-# is the test image as it is; a smile and a hat need a definite start: a sad mouth under like eyes, short hair.
+# Edits: (what the face must not wear, options of the image before, options of the image after). In most, the image
+# before is the test image as it is; a smile and a hat need a definite start: a sad mouth under like eyes, short hair.
 EDITS = {
     "glasses": (("accessories",), {}, {"accessories": "glasses3"}),
     "sunglasses": (("accessories",), {}, {"accessories": "sunglasses"}),
@@ -169,7 +171,8 @@ def attributes(options: dict) -> dict[str, bool]:
 
 def pose(options: dict) -> list[float]:
     """Rotation in degrees, shift right and down in % of the side, scale, 1 if mirrored."""
-    return [options["rotate"], options["translateX"], options["translateY"], options["scale"], options["flip"] == "horizontal"]
+    return [options["rotate"], options["translateX"], options["translateY"], options["scale"],
+            options["flip"] == "horizontal"]
 
 
 def faces(stream: int, n: int) -> dict[str, np.ndarray]:
@@ -185,7 +188,8 @@ def faces(stream: int, n: int) -> dict[str, np.ndarray]:
 
 
 def edits(test: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Arrays of the pairs: places in the test split, and what to add (mod 256) to get before and after: mostly zeros."""
+    """Arrays of the pairs: places in the test split, and what to add (mod 256) to get before and after: mostly
+    zeros."""
     stream = list(SPLITS).index("test")
     every = [draw(stream, i) for i in range(SPLITS["test"])]
     for name, (bare, start, change) in EDITS.items():
@@ -210,8 +214,10 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fresh", nargs=2, metavar=("N", "FILE"), help="write N other faces to FILE (npz) and nothing else")
-    parser.add_argument("--out", type=Path, default=ASSETS, metavar="FOLDER", help="where the files go (default: pdae_lite/assets)")
+    parser.add_argument("--fresh", nargs=2, metavar=("N", "FILE"),
+                        help="write N other faces to FILE (npz) and nothing else")
+    parser.add_argument("--out", type=Path, default=ASSETS, metavar="FOLDER",
+                        help="where the files go (default: pdae_lite/assets)")
     args = parser.parse_args()
     if args.fresh:
         np.savez(args.fresh[1], **faces(FRESH, int(args.fresh[0])))

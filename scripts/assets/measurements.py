@@ -1,4 +1,5 @@
-"""What evaluate.py measures of a model that ships: a function for each figure, on held-out images, from a `Subject` to numbers."""
+"""What evaluate.py measures of a model that ships: a function for each figure, on held-out images, from a `Subject` to
+numbers."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,8 @@ class Subject:
     def open(cls, name: str, kind: str, path: Path, counts: Counts) -> "Subject":
         model = load_model(path, expect=Autoencoder)
         shipped = pdae_lite.shipped()
-        dpm = model.dpm if isinstance(model, PDAE) else pdae_lite.load(name, "dpm") if (name, "pdae") in shipped else None
+        dpm = (model.dpm if isinstance(model, PDAE) else pdae_lite.load(name, "dpm")
+               if (name, "pdae") in shipped else None)
         net = pdae_lite.load(name, "features") if (name, "features") in shipped else None
         train, test = (data.shipped_images(name, split, model.network.config.image_size) for split in ("train", "test"))
         return cls(name, kind, path, model, dpm, train, test, net, counts)
@@ -71,10 +73,11 @@ class Subject:
 
     def error(self, x: Tensor, ts: list[int], which: str) -> Tensor:
         """E‖ε − ε̂‖² of the model, or of the DPM alone, at each t."""
-        return own_error(self.model, x, ts) if which == "model" else losses.noise_error(lambda v: self.dpm, x, self.model.schedule, ts)
+        return (own_error(self.model, x, ts)
+                if which == "model" else losses.noise_error(lambda v: self.dpm, x, self.model.schedule, ts))
 
 
-# ---- noise errors: fill, nats, overfitting ------------------------------------------------------------------------------
+# ---- noise errors: fill, nats, overfitting ---------------------------------------------------------------------------
 
 
 def fill(s: Subject) -> dict:
@@ -91,7 +94,8 @@ def fill(s: Subject) -> dict:
     seen = s.train.floats(slice(s.counts.fill))  # overfitting shows as a smaller error there
     on_training = losses.fill(s.error(seen, list(wide), "model"), s.error(seen, list(wide), "dpm"))
     return {"t": TS, "images": len(x), "model": filled.tolist(), "linear": linear.tolist(),
-            "linear_from_images": min(s.counts.linear, len(s.train)), "error_dpm": e_dpm.tolist(), "error_model": e_model.tolist(),
+            "linear_from_images": min(s.counts.linear, len(s.train)), "error_dpm": e_dpm.tolist(),
+            "error_model": e_model.tolist(),
             "mean_300_600": at(filled, middle), "mean_100_900": at(filled, wide),
             "linear_mean_300_600": at(linear, middle), "linear_mean_100_900": at(linear, wide),
             "on_training_images_100_900": float(on_training.mean())}
@@ -104,7 +108,7 @@ def nats(s: Subject) -> dict:
     return {"value": value, "images": len(x)}
 
 
-# ---- what z knows -------------------------------------------------------------------------------------------------------
+# ---- what z knows ----------------------------------------------------------------------------------------------------
 
 
 def probe(s: Subject) -> tuple[dict, LinearProbe]:
@@ -117,12 +121,14 @@ def probe(s: Subject) -> tuple[dict, LinearProbe]:
     of_z = LinearProbe.fit(encode_all(s.model, s.train.images[chosen], 500), y_train, names)
     of_pca = LinearProbe.fit(flat_train @ basis, y_train, names)
     z_test, pca_test = encode_all(s.model, s.test.images, 500), flat_test @ basis
-    out = {"measure": "accuracy" if s.has_classes else "auroc", "names": names, "l2": of_z.l2.tolist(), "train": len(y_train),
+    out = {"measure": "accuracy" if s.has_classes else "auroc", "names": names, "l2": of_z.l2.tolist(),
+           "train": len(y_train),
            "test": len(y_test)}
     for key, fitted, codes in (("", of_z, z_test), ("_pca", of_pca, pca_test)):
         auroc, precision = fitted.auroc(codes, y_test), fitted.average_precision(codes, y_test)
         accuracy = fitted.accuracy(codes, y_test)
-        out |= {f"accuracy{key}": accuracy.tolist(), f"auroc{key}": auroc.tolist(), f"average_precision{key}": precision.tolist(),
+        out |= {f"accuracy{key}": accuracy.tolist(), f"auroc{key}": auroc.tolist(),
+                f"average_precision{key}": precision.tolist(),
                 f"mean_accuracy{key}": float(accuracy.mean()), f"mean_auroc{key}": float(auroc.nanmean()),
                 f"mean_average_precision{key}": float(precision.nanmean())}
     return out, of_z
@@ -139,7 +145,7 @@ def feature_space(s: Subject) -> dict:
     return {"auroc": float(multilabel_auroc(logits, s.test.labels, logits.shape[1]))}
 
 
-# ---- images: rebuilt, drawn ---------------------------------------------------------------------------------------------
+# ---- images: rebuilt, drawn ------------------------------------------------------------------------------------------
 
 
 def random_x_T(s: Subject) -> dict:
@@ -157,7 +163,8 @@ def random_x_T(s: Subject) -> dict:
             distance = torch.cdist(s.space(rebuilt, layer).values.double(), every[layer].values.double())
             own[layer].append(distance.argmin(1) == torch.arange(n))
     return {"cases": n * len(errors), "steps": s.counts.steps, "candidates": len(s.test),
-            "nearest_is_original": {layer: metrics.proportion(torch.cat(hits)).to_dict() for layer, hits in own.items()},
+            "nearest_is_original": {layer: metrics.proportion(torch.cat(hits)).to_dict()
+                                    for layer, hits in own.items()},
             "mse": metrics.mean(torch.cat(errors)).to_dict(), "ssim": metrics.mean(torch.cat(similar)).to_dict()}
 
 
@@ -197,7 +204,8 @@ def samples(s: Subject) -> dict:
     real = metrics.reference(s.name) if fresh else test
     near = metrics.memorisation(generated, train, test)
     return {"count": n, "sampler": f"DDIM, {s.counts.steps} steps, DPM alone", "space": test.space,
-            "distance_to_nearest_training_image": near.generated.to_dict(), "the_same_for_held_out_images": near.held_out.to_dict(),
+            "distance_to_nearest_training_image": near.generated.to_dict(),
+            "the_same_for_held_out_images": near.held_out.to_dict(),
             "ratio": near.ratio.to_dict()} | likeness(generated, train, test, real, n)
 
 

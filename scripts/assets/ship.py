@@ -3,7 +3,8 @@
     python scripts/assets/ship.py runs/pdae/model.safetensors digits_pdae [--dpm runs/dpm/model.safetensors]
     python scripts/assets/ship.py runs/class/model.safetensors digits_class --shipped-dpm digits --int8
 
-With --dpm, the record of how the frozen DPM was trained is copied into the file's metadata. Paths of this machine are left out.
+With --dpm, the record of how the frozen DPM was trained is copied into the file's metadata. Paths of this machine are
+left out.
 """
 import argparse
 
@@ -19,11 +20,14 @@ if __name__ == "__main__":
     parser.add_argument("model")
     parser.add_argument("name")
     parser.add_argument("--dpm")
-    parser.add_argument("--shipped-dpm", metavar="NAME", help="the DPM is that of this shipped model: refer to it, don't store it twice")
-    parser.add_argument("--int8", action="store_true", help="weights as int8 with a scale each row, in place of float16")
+    parser.add_argument("--shipped-dpm", metavar="NAME", help="the DPM is that of this shipped model: refer to it, "
+                                                              "don't store it twice")
+    parser.add_argument("--int8", action="store_true", help="weights as int8 with a scale each row, in place of "
+                                                            "float16")
     args = parser.parse_args()
     model = load_model(args.model)
-    metadata = {k: v for k, v in model.metadata.items() if k not in ("dpm", "model")}  # where they lay is nobody's business
+    # where they lay is nobody's business
+    metadata = {k: v for k, v in model.metadata.items() if k not in ("dpm", "model")}
     if args.dpm:
         metadata["dpm_training"] = load_model(args.dpm).metadata
     if args.shipped_dpm:

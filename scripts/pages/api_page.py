@@ -9,17 +9,19 @@ from pdae_lite.checkpoint import write_text
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "book" / "api.md"
 # The rooms in the order of the theory, with the modules that lie beside them; "": the front of the house.
-ROOMS = {"The method": ("schedule", "losses", "sampling", "belm", "autoencoder", "pdae", "diffae", "guidance", "speed"), "networks": None,
-         "training": None, "data": None, "interop": None, "applications": None, "metrics": None, "evaluation": None, "reproduction": None,
-         "viz": None, "commands": None, "Files, settings, random numbers": ()}
+ROOMS = {"The method": ("schedule", "losses", "sampling", "belm", "autoencoder", "pdae", "diffae", "guidance", "speed"),
+         "networks": None, "training": None, "data": None, "interop": None, "applications": None, "metrics": None,
+         "evaluation": None, "reproduction": None, "viz": None, "commands": None, "Files, settings, random numbers": ()}
 HEAD = """# API reference
 
-Made from the docstrings of `pdae_lite`, room by room. Shapes are in square brackets: `[N, C, H, W]` are N images with C channels.
+Made from the docstrings of `pdae_lite`, room by room. Shapes are in square brackets: `[N, C, H, W]` are N images \
+with C channels.
 Types of other libraries (tensors, arrays, paths) aren't linked; the chapters link here from the names in their text.
 
 ## The front door
 
-Names that `import pdae_lite` gives: `PDAE`, `UNet`, `SemanticEncoder`, `NoiseSchedule`, `load`, `shipped`, `train`, and the rooms and
+Names that `import pdae_lite` gives: `PDAE`, `UNet`, `SemanticEncoder`, `NoiseSchedule`, `load`, `shipped`, `train`, \
+and the rooms and
 modules below, each loaded when it is first used: `pdae_lite.sampling.ddim`.
 """
 ENTRY = """
@@ -41,7 +43,8 @@ def modules() -> dict[str, list[str]]:
     found = {}
     for section, given in ROOMS.items():
         if given is None:
-            found[section] = [f"pdae_lite.{section}.{p.stem}" for p in sorted((package / section).glob("*.py")) if p.stem[0] != "_"]
+            found[section] = [f"pdae_lite.{section}.{p.stem}" for p in sorted((package / section).glob("*.py"))
+                              if p.stem[0] != "_"]
         else:
             found[section] = [f"pdae_lite.{name}" for name in given or sorted(front - set(named))]
     return found

@@ -13,6 +13,8 @@ if __name__ == "__main__":
     x_0 = test.floats(torch.tensor([(test.labels == d).nonzero()[5, 0] for d in range(10)]))
     z = pdae.encode(x_0).detach()
     noise = pdae.noise(len(x_0), torch.Generator().manual_seed(1))
-    rows = [x_0, sampling.ddim(pdae.dpm, noise, pdae.schedule), pdae.decode(z, noise), pdae.decode(z, pdae.invert(x_0, z))]
-    figure = viz.image_figure(torch.cat(rows), row_labels=["original", "DPM alone", "32 numbers", "and its noise"], scale=2.2)
+    rows = [x_0, sampling.ddim(pdae.dpm, noise, pdae.schedule), pdae.decode(z, noise),
+            pdae.decode(z, pdae.invert(x_0, z))]
+    figure = viz.image_figure(torch.cat(rows), row_labels=["original", "DPM alone", "32 numbers", "and its noise"],
+                              scale=2.2)
     figure.savefig(TARGET, metadata={"Software": None})

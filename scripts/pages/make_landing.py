@@ -2,9 +2,9 @@
 
     python scripts/pages/make_landing.py
 
-Nobody chose the faces: they are the first four of the test set that lack the attribute and have a true counterfactual. Every
-frame is one scale of the edit (Fig. 8 of the paper), along the difference of means of chapter 10, decoded from the noise that was
-inferred with the unedited code.
+Nobody chose the faces: they are the first four of the test set that lack the attribute and have a true counterfactual.
+Every frame is one scale of the edit (Fig. 8 of the paper), along the difference of means of chapter 10, decoded from
+the noise that was inferred with the unedited code.
 """
 import functools
 from pathlib import Path
@@ -18,7 +18,8 @@ from pdae_lite.checkpoint import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "book" / "_landing.html"
-EDITS = {"sunglasses": "sunglasses", "mask": "face mask", "facial_hair": "beard"}  # attribute → what the slider is called
+# attribute → what the slider is called
+EDITS = {"sunglasses": "sunglasses", "mask": "face mask", "facial_hair": "beard"}
 SCALES = (-0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 FACES, STEPS, CODES = 4, 30, 4000
 
@@ -44,8 +45,9 @@ def frames(edit: str, scales=SCALES) -> torch.Tensor:
 def page() -> str:
     cards = []
     for edit, name in EDITS.items():
-        slider = viz.slider([*frames(edit)], [f"{s:+.1f}" if s else "as it was" for s in SCALES], id=f"landing-{edit}", label=name,
-                            alt=f"Four drawn faces, edited along the direction of “{name}”", scale=3, start=SCALES.index(0.0), columns=2)
+        slider = viz.slider([*frames(edit)], [f"{s:+.1f}" if s else "as it was" for s in SCALES], id=f"landing-{edit}",
+                            label=name, alt=f"Four drawn faces, edited along the direction of “{name}”", scale=3,
+                            start=SCALES.index(0.0), columns=2)
         cards.append(slider.html)
     return '<div class="landing">\n' + "\n".join(cards) + "\n</div>\n"
 

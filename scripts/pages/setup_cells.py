@@ -1,8 +1,10 @@
-"""Give every notebook the cell that installs the library on Colab, from the public address in _config.yml; take it out where there is none.
+"""Give every notebook the cell that installs the library on Colab, from the public address in _config.yml; take it out
+where there is none.
 
     python scripts/pages/setup_cells.py            # a test tells when it has to be run again
 
-Anywhere but on Colab the cell does nothing, and the book doesn't show it. The numbers of the other cells move on by one.
+Anywhere but on Colab the cell does nothing, and the book doesn't show it. The numbers of the other cells move on by
+one.
 """
 import os
 import sys
@@ -26,7 +28,8 @@ def renewed(notebook, url: str, branch: str = "main"):
     notebook.cells = [c for c in notebook.cells if c.id != ID]
     if url:
         source = SOURCE.format(url=url, branch=branch)
-        notebook.cells.insert(0, nbformat.v4.new_code_cell(source, id=ID, metadata={"tags": ["remove-cell"]}, execution_count=1))
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(source, id=ID, metadata={"tags": ["remove-cell"]},
+                                                           execution_count=1))
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell.id != ID and cell.execution_count is not None:
             cell.execution_count += bool(url) - had

@@ -15,12 +15,16 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[2]
 FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 UNSEEN = {"remove-cell", "remove-output", "hide-output", "hide-cell"}
-SHOWING = {"print", "display", "plt", "viz", "matplotlib", "mpl", "claim", "say", "table", "caption", "show_images", "curves", "slider",
-           "explorer", "Markdown", "HTML"}
-DEFINITION = """A line of code is neither empty nor only a comment. It is visible unless a tag of its cell folds or removes code.
-It plots, prints or asserts if it belongs to an assert, to a call of print, display, plt.*, viz.* or of what was made by one of these (axes,
-figures), to a loop, with block or if that does nothing else, or to a function that makes such a call. A printed decimal is a
-number with a point in an output that shows without a click, pictures and code left out; words are those of texts and sentences."""
+SHOWING = {"print", "display", "plt", "viz", "matplotlib", "mpl", "claim", "say", "table", "caption", "show_images",
+           "curves", "slider", "explorer", "Markdown", "HTML"}
+DEFINITION = """A line of code is neither empty nor only a comment. It is visible unless a tag of its cell folds or \
+removes code.
+It plots, prints or asserts if it belongs to an assert, to a call of print, display, plt.*, viz.* or of what was made \
+by one of these (axes,
+figures), to a loop, with block or if that does nothing else, or to a function that makes such a call. A printed \
+decimal is a
+number with a point in an output that shows without a click, pictures and code left out; words are those of texts and \
+sentences."""
 
 
 def names_in(node) -> set[str]:
@@ -36,7 +40,8 @@ def names_in(node) -> set[str]:
 
 
 def showing_lines(source: str, shown: set[str]) -> set[int]:
-    """Numbers of the lines that plot, print or assert. `shown` collects the names of axes, figures and functions that do."""
+    """Numbers of the lines that plot, print or assert. `shown` collects the names of axes, figures and functions that
+    do."""
     lines = set()
 
     def visit(body) -> bool:
@@ -53,7 +58,8 @@ def showing_lines(source: str, shown: set[str]) -> set[int]:
             lines.update(range(s.lineno, s.end_lineno + 1))
             return True
         called = names_in(s) & (shown | SHOWING)
-        if not (called or isinstance(s, ast.Assert) or isinstance(s, ast.Import) and any("matplotlib" in a.name for a in s.names)):
+        if not (called or isinstance(s, ast.Assert) or isinstance(s, ast.Import)
+                and any("matplotlib" in a.name for a in s.names)):
             return False
         if isinstance(s, (ast.FunctionDef, ast.ClassDef)):
             shown.add(s.name)
@@ -119,13 +125,17 @@ def read(commit: str | None) -> dict:
     """Name → notebook."""
     if commit is None:
         return {p.stem: nbformat.read(p, as_version=4) for p in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-    run = lambda *a: subprocess.run(["git", "-C", str(ROOT), *a], capture_output=True, text=True, check=True).stdout  # noqa: E731
+
+    def run(*command: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout
+
     names = [n for n in run("ls-tree", "--name-only", commit, "notebooks/").split() if n.endswith(".ipynb")]
     return {Path(n).stem: nbformat.reads(run("show", f"{commit}:{n}"), as_version=4) for n in names}
 
 
 def report(notebooks: dict) -> str:
-    rows = [f"{'chapter':24s}{'code':>6s}{'visible':>9s}{'':>6s}{'of these plot/print/assert':>28s}{'decimals':>10s}{'words':>7s}"]
+    rows = [f"{'chapter':24s}{'code':>6s}{'visible':>9s}{'':>6s}{'of these plot/print/assert':>28s}"
+            f"{'decimals':>10s}{'words':>7s}"]
     sums = dict.fromkeys(("lines", "visible", "showing", "decimals", "words"), 0)
     for name, notebook in [*notebooks.items(), ("all", None)]:
         m = sums if notebook is None else measure(notebook)

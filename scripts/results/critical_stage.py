@@ -4,10 +4,10 @@
     python scripts/results/critical_stage.py --samples 200      # adds to the stored ones
     python scripts/results/critical_stage.py --only 400-700 --samples 20 --out /tmp/look.json
 
-Each sample is drawn by 20 steps of DDIM, with classifier guidance inside the stage and by the DPM alone outside, always from
-the same x_T, and counts as a hit if a network that has nothing to do with the guiding one sees the class that was asked for.
-What stages have in common is walked once. Writes pdae_lite/assets/critical_stage.json
-after every 10 samples, and goes on where a run before was stopped; sample i depends on the seed and on i alone.
+Each sample is drawn by 20 steps of DDIM, with classifier guidance inside the stage and by the DPM alone outside, always
+from the same x_T, and counts as a hit if a network that has nothing to do with the guiding one sees the class that was
+asked for. What stages have in common is walked once. Writes pdae_lite/assets/critical_stage.json after every 10
+samples, and goes on where a run before was stopped; sample i depends on the seed and on i alone.
 """
 import argparse
 import json
@@ -36,7 +36,8 @@ def every_stage(plain, inside, x_T: Tensor, schedule: NoiseSchedule, judge: Call
                 only: set[tuple[int, int]] | None = None) -> dict[tuple[int, int], Tensor]:
     """What `judge` says of the samples [N, C, H, W] of every stage (t1, t2); (0, 0) is the empty stage.
 
-    The same as judge(sampling.ddim(staged(inside, plain, t1, t2), x_T, schedule, steps)), stage by stage, in fewer steps.
+    The same as judge(sampling.ddim(staged(inside, plain, t1, t2), x_T, schedule, steps)), stage by stage, in fewer
+    steps.
 
     Args:
         plain, inside: denoisers outside and inside the stage.
@@ -51,7 +52,8 @@ def every_stage(plain, inside, x_T: Tensor, schedule: NoiseSchedule, judge: Call
     for top in sorted({b for _, b in wanted}):
         bottoms, begin = sorted(a for a, b in wanted if b == top), top if above else ends[-1]
         seen = {begin: above.get(begin, x_T)}
-        image = sampling.ddim(staged(inside, plain, bottoms[0], top), seen[begin], schedule, grid=[t for t in points if 0 <= t < begin],
+        image = sampling.ddim(staged(inside, plain, bottoms[0], top), seen[begin], schedule,
+                              grid=[t for t in points if 0 <= t < begin],
                               callback=lambda t, x: seen.update({t + 1: x}))
         above = above or seen  # the first walk began at x_T; above its stage, which ends lowest, it is the plain one
         for bottom in bottoms:
@@ -78,7 +80,8 @@ def load_models(device="cpu"):
 
 def described(o: dict, models, device: str) -> dict:
     """Where the figures come from."""
-    return {"what": "digits: hits of classifier guidance in the stage t1 <= t < t2 alone, by DDIM, judged by digits_features; "
+    return {"what": "digits: hits of classifier guidance in the stage t1 <= t < t2 alone, by DDIM, judged by "
+                    "digits_features; "
                     "sample i asks for class i % 10, from x_T = counter_rng.normal(seed, 0, i)",
             **o, "sha256_of_weights": {k: tensors_digest(m.state_dict()) for k, m in zip(MODELS, models)},
             "made_with": {"torch": torch.__version__, "python": platform.python_version(), "device": device}}
@@ -88,7 +91,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=100, help="how many in all (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=3.0, help="of the guidance (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="of DDIM; T/steps is the grid's width (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="of DDIM; T/steps is the grid's width (default: "
+                                                              "%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="stages t1-t2, separated by commas (default: all)")
     parser.add_argument("--out", type=Path, default=ASSETS / "critical_stage.json")
@@ -114,7 +118,8 @@ def main() -> int:
         accuracy = {k: round(v.count("1") / done, 4) for k, v in hits.items()}
         made = {"command": f"python scripts/results/critical_stage.py --scale {args.scale:g} --samples {done}",
                 "date": time.strftime("%Y-%m-%d")}
-        text = json.dumps(o | made | {"samples": done, "cpu_seconds": round(seconds), "accuracy": accuracy, "hits": hits}, indent=1)
+        text = json.dumps(o | made | {"samples": done, "cpu_seconds": round(seconds), "accuracy": accuracy,
+                                      "hits": hits}, indent=1)
         write_text(args.out, text + "\n")
         print(f"{done} samples, {seconds:.0f} s", flush=True)
     return 0

@@ -1,9 +1,11 @@
-"""What a linear probe finds in raw pixels of faces, to compare with codes (chapter 10): pdae_lite/assets/pixel_probe.json.
+"""What a linear probe finds in raw pixels of faces, to compare with codes (chapter 10):
+pdae_lite/assets/pixel_probe.json.
 
     python scripts/results/pixel_probe.py            # about five minutes of one CPU core
 
-A probe on z has 128 numbers to use; this one has all 3,072 of the image, and as many weights for each attribute. Cross-validation
-would take many times as long, so the penalty is the one of PENALTIES with the highest mean AUROC on the validation faces.
+A probe on z has 128 numbers to use; this one has all 3,072 of the image, and as many weights for each attribute.
+Cross-validation would take many times as long, so the penalty is the one of PENALTIES with the highest mean AUROC on
+the validation faces.
 """
 import argparse
 import json
@@ -46,16 +48,21 @@ def main() -> int:
         start = time.process_time()
         probes[l2] = fitted(l2)
         on_valid[str(l2)] = round(float(probes[l2].auroc(pixels("valid"), valid.labels).nanmean()), 5)
-        print(f"l2 = {l2}: mean AUROC {on_valid[str(l2)]} on validation faces, {time.process_time() - start:.0f} s", flush=True)
+        print(f"l2 = {l2}: mean AUROC {on_valid[str(l2)]} on validation faces, {time.process_time() - start:.0f} s",
+              flush=True)
     best = max(PENALTIES, key=lambda l2: on_valid[str(l2)])
     x = pixels("test")
     auroc, precision = probes[best].auroc(x, test.labels), probes[best].average_precision(x, test.labels)
-    record = {"what": "linear probes on raw pixels of peeps 32×32, on held-out faces", "command": "python scripts/results/pixel_probe.py",
-              "names": list(test.attributes), "numbers": x.shape[1], "l2": best, "mean_auroc_on_validation_faces": on_valid,
-              "train": len(data.peeps("train", size=32)), "test": len(test),
-              "auroc": [round(v, 5) for v in auroc.tolist()], "average_precision": [round(v, 5) for v in precision.tolist()],
-              "mean_auroc": round(float(auroc.nanmean()), 5), "mean_average_precision": round(float(precision.nanmean()), 5),
-              "torch": torch.__version__, "python": platform.python_version(), "device": "cpu", "date": time.strftime("%Y-%m-%d")}
+    record = {"what": "linear probes on raw pixels of peeps 32×32, on held-out faces",
+              "command": "python scripts/results/pixel_probe.py",
+              "names": list(test.attributes), "numbers": x.shape[1], "l2": best,
+              "mean_auroc_on_validation_faces": on_valid, "train": len(data.peeps("train", size=32)), "test": len(test),
+              "auroc": [round(v, 5) for v in auroc.tolist()],
+              "average_precision": [round(v, 5) for v in precision.tolist()],
+              "mean_auroc": round(float(auroc.nanmean()), 5),
+              "mean_average_precision": round(float(precision.nanmean()), 5),
+              "torch": torch.__version__, "python": platform.python_version(), "device": "cpu",
+              "date": time.strftime("%Y-%m-%d")}
     write_text(args.out, json.dumps(record, indent=1) + "\n")
     return 0
 

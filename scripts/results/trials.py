@@ -1,21 +1,22 @@
 """Small trainings that differ in one thing, side by side: what the chapters on the gap and on the method compare.
 
-    python scripts/results/trials.py                       # all of them: some two hours of one CPU core; stopped, it goes on
-    python scripts/results/trials.py --only weighting --seeds 0
+    python scripts/results/trials.py                       # all of them: some two hours of one CPU core; stopped, it
+    goes on python scripts/results/trials.py --only weighting --seeds 0
 
-All on the digits that ship, with the DPM that ships (which `conditional` doesn't use), from the same seeds, in the same number of
-steps. Groups:
+All on the digits that ship, with the DPM that ships (which `conditional` doesn't use), from the same seeds, in the same
+number of steps. Groups:
 
-* `scratch` (eq. 10): λ_t by name; `raw`: G without the library's preconditioning and gradients without clipping, as in the paper;
-* `weighting`: the same, but all go on for half as many steps from one start, a PDAE trained with the weight `v`: so short a run
-  from scratch doesn't get going with every weight;
+* `scratch` (eq. 10): λ_t by name; `raw`: G without the library's preconditioning and gradients without clipping, as in
+  the paper;
+* `weighting`: the same, but all go on for half as many steps from one start, a PDAE trained with the weight `v`: so
+  short a run from scratch doesn't get going with every weight;
 * `conditional` (Fig. 1): a DPM that is told the class, and one that isn't, from scratch;
 * `design` (Section 3.3): G on the DPM's trunk or on a fresh one of its own; the paper's encoder or half a U-Net;
 * `rate`: z_dim, with a learned encoder, with principal components, and with the encoder of a plain autoencoder.
 
-Measured on held-out digits: E‖ε − ε̂‖² at each t, of the DPM and of the model; fill and nats from it (`losses`); the accuracy of a
-linear probe on z; and, for each step of training, the loss and the norm of the gradient before clipping. A trial is stored as soon
-as it is done, in pdae_lite/assets/trials.json.
+Measured on held-out digits: E‖ε − ε̂‖² at each t, of the DPM and of the model; fill and nats from it (`losses`); the
+accuracy of a linear probe on z; and, for each step of training, the loss and the norm of the gradient before clipping.
+A trial is stored as soon as it is done, in pdae_lite/assets/trials.json.
 """
 import argparse
 import json
@@ -61,7 +62,8 @@ class FreshTrunk(nn.Module):
 
 
 class Components(nn.Module):
-    """An encoder with nothing to learn: the first z_dim principal components of the training images, each of variance 1."""
+    """An encoder with nothing to learn: the first z_dim principal components of the training images, each of variance
+    1."""
 
     def __init__(self, x_0: Tensor, z_dim: int):
         super().__init__()
@@ -105,9 +107,11 @@ class Trial:
     go_on: bool = False  # from the common start
 
 
-def pdae(preset: Preset = DIGITS, encoder: nn.Module | None = None, estimator: nn.Module | None = None, raw: bool = False) -> PDAE:
+def pdae(preset: Preset = DIGITS, encoder: nn.Module | None = None, estimator: nn.Module | None = None,
+         raw: bool = False) -> PDAE:
     """A fresh PDAE on the shipped DPM."""
-    return PDAE(dpm(), encoder or preset.new_encoder(), preset.schedule(), estimator, None if raw else "v", form="paper")
+    return PDAE(dpm(), encoder or preset.new_encoder(), preset.schedule(), estimator, None if raw else "v",
+                form="paper")
 
 
 def with_z(z_dim: int) -> Preset:
@@ -122,7 +126,8 @@ def frozen(encoder: nn.Module) -> nn.Module:
 
 def plain_encoder(z_dim: int, config: TrainConfig) -> nn.Module:
     """The encoder of a plain autoencoder, trained on as many images as the PDAE on top of it."""
-    model = train(PlainAutoencoder(with_z(z_dim).new_encoder()), data.digits(), config, schedule=DIGITS.schedule(), progress=False).model
+    model = train(PlainAutoencoder(with_z(z_dim).new_encoder()), data.digits(), config, schedule=DIGITS.schedule(),
+                  progress=False).model
     return frozen(model.encoder)
 
 
@@ -130,22 +135,29 @@ def all_trials() -> list[Trial]:
     """Every trial."""
     small = replace(DIGITS, unet=replace(DIGITS.unet, base_channels=32))
     told = replace(small, unet=replace(small.unet, num_classes=10))
-    found = [Trial("scratch", w, lambda c: pdae(), {"weight": w}, 2 if w == "v" else 1) for w in ("simple", "vlb", "pdae", "v")]
-    found += [Trial("scratch", f"{w}, raw", lambda c: pdae(raw=True), {"weight": w, "grad_clip": 1e9}) for w in ("simple", "pdae", "v")]
+    found = [Trial("scratch", w, lambda c: pdae(), {"weight": w}, 2 if w == "v" else 1)
+             for w in ("simple", "vlb", "pdae", "v")]
+    found += [Trial("scratch", f"{w}, raw", lambda c: pdae(raw=True), {"weight": w, "grad_clip": 1e9})
+              for w in ("simple", "pdae", "v")]
     found += [Trial("weighting", w, lambda c: pdae(), {"weight": w, "grad_clip": 1e9}, 3, go_on=True) for w in WEIGHTS]
-    found += [Trial("conditional", name, lambda c, p=p: p.dpm(), {}, 3) for name, p in (("class", told), ("no class", small))]
-    found += [Trial("design", "fresh trunk", lambda c: pdae(estimator=FreshTrunk(DIGITS.unet, DIGITS.encoder.z_dim)), {}, 2),
-               Trial("design", "half a U-Net", lambda c: pdae(encoder=UNetEncoder.beside(DIGITS.unet, DIGITS.encoder.z_dim)), {}, 2)]
+    found += [Trial("conditional", name, lambda c, p=p: p.dpm(), {}, 3)
+              for name, p in (("class", told), ("no class", small))]
+    found += [Trial("design", "fresh trunk", lambda c: pdae(estimator=FreshTrunk(DIGITS.unet, DIGITS.encoder.z_dim)),
+                    {}, 2),
+               Trial("design", "half a U-Net",
+                     lambda c: pdae(encoder=UNetEncoder.beside(DIGITS.unet, DIGITS.encoder.z_dim)), {}, 2)]
     found += [Trial("rate", f"learned {z}", lambda c, z=z: pdae(with_z(z)), {}) for z in (8, 128)]
     for z in (8, 32, 128):
-        found += [Trial("rate", f"components {z}", lambda c, z=z: pdae(encoder=frozen(Components(images("train"), z))), {}),
+        found += [Trial("rate", f"components {z}", lambda c, z=z: pdae(encoder=frozen(Components(images("train"), z))),
+                        {}),
                    Trial("rate", f"plain {z}", lambda c, z=z: pdae(encoder=plain_encoder(z, c)), {})]
     return found
 
 
 @cache
 def common_start(seed: int, steps: int) -> tuple[dict, dict]:
-    """The weights of a PDAE after `steps` steps with the weight `v`, where the trials of `weighting` go on, and its measures."""
+    """The weights of a PDAE after `steps` steps with the weight `v`, where the trials of `weighting` go on, and its
+    measures."""
     torch.manual_seed(seed)
     model = train(pdae(), data.digits(), replace(CONFIG, steps=steps, seed=seed), progress=False).model
     return model.state_dict(), measure(model)
@@ -181,7 +193,8 @@ class Watch:
 
 @torch.no_grad()
 def measure(model: nn.Module) -> dict:
-    """Errors per t, and for a PDAE fill, nats, the probe, and the error of its guess at x_0 from z and all but pure noise."""
+    """Errors per t, and for a PDAE fill, nats, the probe, and the error of its guess at x_0 from z and all but pure
+    noise."""
     model.eval()
     x = images("test")[:HELD_OUT]
     if not isinstance(model, PDAE):
@@ -193,7 +206,8 @@ def measure(model: nn.Module) -> dict:
     error = losses.noise_error(lambda v: model.trained_denoiser(model.encode(v)), x, schedule, TS)
     filled = losses.fill(error, dpm_error())
     out = {"error": error.tolist(), "fill": filled.tolist(), "fill_300_600": float(filled[MIDDLE].mean()),
-           "fill_100_900": float(filled[WIDE].mean()), "nats": losses.nats(error, dpm_error(), schedule, TS, x[0].numel()),
+           "fill_100_900": float(filled[WIDE].mean()),
+           "nats": losses.nats(error, dpm_error(), schedule, TS, x[0].numel()),
            "guess_mse": guess_mse(model, x)}
     codes = [encode_all(model, images(split)) for split in ("train", "test")]
     labels = [data.digits(split).labels for split in ("train", "test")]
@@ -202,8 +216,8 @@ def measure(model: nn.Module) -> dict:
 
 
 def guess_mse(model: PDAE, x: Tensor, t: int = 900) -> float:
-    """Mean square error on [0, 1] of the one-step guess at x_0 from x_t at a t that leaves almost nothing of the image: what z alone
-    says of it, as its mean."""
+    """Mean square error on [0, 1] of the one-step guess at x_0 from x_t at a t that leaves almost nothing of the image:
+    what z alone says of it, as its mean."""
     ts = torch.full((len(x),), t)
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     noisy = model.schedule.add_noise(x, ts, eps)
@@ -226,7 +240,8 @@ def run(trial: Trial, seed: int, config: TrainConfig) -> dict:
     extra = {"start": start} if start else {}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"group": trial.group, "name": trial.name, "seed": seed, "config": trial.change,
-            "parameters_trained": trained, **measure(model), **extra, **watch.record(), "cpu_seconds": round(time.process_time() - clock)}
+            "parameters_trained": trained, **measure(model), **extra, **watch.record(),
+            "cpu_seconds": round(time.process_time() - clock)}
 
 
 def main() -> None:
@@ -248,7 +263,8 @@ def main() -> None:
     done = {(r["group"], r["name"], r["seed"]) for r in out["runs"]}
     for seed in args.seeds or range(3):
         for trial in all_trials():
-            if seed >= trial.seeds or (trial.group, trial.name, seed) in done or (args.only or "") not in f"{trial.group} {trial.name}":
+            if seed >= trial.seeds or (trial.group, trial.name,
+                                       seed) in done or (args.only or "") not in f"{trial.group} {trial.name}":
                 continue
             out["runs"].append(run(trial, seed, config))
             out["date"] = time.strftime("%Y-%m-%d")

@@ -38,7 +38,7 @@ def probe():
     return LinearProbe.fit(z, labels_of(z), NAMES)
 
 
-# ---- fitting ----------------------------------------------------------------------------------------------------------
+# ---- fitting ---------------------------------------------------------------------------------------------------------
 
 
 def test_weights_are_where_the_gradient_vanishes():
@@ -107,7 +107,7 @@ def test_measures_by_hand():
     assert auroc[1].isnan() and precision[1].isnan()
 
 
-# ---- editing ----------------------------------------------------------------------------------------------------------
+# ---- editing ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [0.3, -0.1, 0.0])
@@ -115,19 +115,22 @@ def test_an_edit_raises_the_logit_by_scale_times_root_z_dim_times_norm(probe, sc
     z = codes(seed=3)
     moved = edit(z, probe, "hat", scale)
     rise = probe.logits(moved)[:, 0] - probe.logits(z)[:, 0]
-    assert torch.allclose(rise, torch.full_like(rise, scale * math.sqrt(Z_DIM) * float(probe.weight[0].norm())), atol=1e-4)
+    assert torch.allclose(rise, torch.full_like(rise, scale * math.sqrt(Z_DIM) * float(probe.weight[0].norm())),
+                          atol=1e-4)
 
 
 def test_a_scale_for_each_code(probe):
     z = codes(4)
     scale = torch.tensor([0.0, 0.1, 0.2, 0.3])
     together = edit(z, probe, "tall", scale)
-    assert torch.allclose(together, torch.cat([edit(z[i : i + 1], probe, "tall", float(s)) for i, s in enumerate(scale)]))
+    assert torch.allclose(together,
+                          torch.cat([edit(z[i : i + 1], probe, "tall", float(s)) for i, s in enumerate(scale)]))
 
 
 def test_kept_attributes_keep_their_logits(probe):
     z = codes(seed=4)
-    plain, careful = (probe.logits(edit(z, probe, "hat", 0.5, keep)) - probe.logits(z) for keep in ((), ("beard", "tall")))
+    plain, careful = (probe.logits(edit(z, probe, "hat", 0.5, keep)) - probe.logits(z)
+                      for keep in ((), ("beard", "tall")))
     assert plain[:, 1].abs().min() > 0.05  # hat and beard lean on correlated dimensions
     assert careful[:, 1:].abs().max() < 1e-4
     assert 0 < careful[0, 0] < plain[0, 0]
@@ -147,7 +150,7 @@ def test_dimensions_that_do_not_vary_stay_as_they_are():
     assert torch.equal(edit(z, fitted, "hat", 1.0)[:, 5], z[:, 5])
 
 
-# ---- files, data sets, mistakes ---------------------------------------------------------------------------------------
+# ---- files, data sets, mistakes --------------------------------------------------------------------------------------
 
 
 def test_a_probe_survives_its_file(probe, tmp_path):

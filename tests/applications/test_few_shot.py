@@ -1,4 +1,5 @@
-"""Few-shot generation: classifiers that recover known probabilities, rejection that gives the right distribution, the stored record."""
+"""Few-shot generation: classifiers that recover known probabilities, rejection that gives the right distribution, the
+stored record."""
 import json
 import math
 
@@ -41,7 +42,7 @@ class Latent:
         return codes(n, seed=int(torch.randint(10_000, (1,), generator=generator)))[0]
 
 
-# ---- classifiers ------------------------------------------------------------------------------------------------------
+# ---- classifiers -----------------------------------------------------------------------------------------------------
 
 
 def test_binary_labels_give_balanced_probabilities_and_the_prior_mends_them():
@@ -82,12 +83,13 @@ def test_classifiers_refuse_what_they_cant_use():
     refuses("prior=1.0; want a share between 0 and 1", few_shot.with_prior, torch.rand(3), 1.0)
 
 
-# ---- rejection --------------------------------------------------------------------------------------------------------
+# ---- rejection -------------------------------------------------------------------------------------------------------
 
 
 def test_sampling_by_right_probabilities_gives_the_class_and_a_threshold_something_narrower():
     z, y = codes(100_000)
-    kept = z[few_shot.accept(truth(z), "sample", generator=torch.Generator().manual_seed(5))]  # another seed than that of y
+    # another seed than that of y
+    kept = z[few_shot.accept(truth(z), "sample", generator=torch.Generator().manual_seed(5))]
     assert abs(len(kept) / len(z) - SHARE) < 0.01
     assert abs(float(kept[:, 0].mean()) - APART / 2) < 0.03 and abs(float(kept[:, 0].std()) - 1) < 0.03
     above = z[few_shot.accept(truth(z), threshold=0.8)]
@@ -97,29 +99,34 @@ def test_sampling_by_right_probabilities_gives_the_class_and_a_threshold_somethi
 def test_codes_are_drawn_until_there_are_enough():
     z, y = codes(4000)
     known, latent = few_shot.fit_binary(z[y][:500], z[~y][:500]), Latent()
-    found = few_shot.sample_codes(latent, known, 200, threshold=0.9, generator=torch.Generator().manual_seed(3), batch_size=300)
+    found = few_shot.sample_codes(latent, known, 200, threshold=0.9, generator=torch.Generator().manual_seed(3),
+                                  batch_size=300)
     assert found.z.shape == (200, 6) and bool((known.probability(found.z) > 0.9).all())
     assert found.rate.n == (latent.drawn,) and latent.drawn % 300 == 0
     share = float((known.probability(codes(20_000, seed=9)[0]) > 0.9).float().mean())
     assert abs(found.rate.value - share) < 0.03
-    again = few_shot.sample_codes(Latent(), known, 200, threshold=0.9, generator=torch.Generator().manual_seed(3), batch_size=300)
+    again = few_shot.sample_codes(Latent(), known, 200, threshold=0.9, generator=torch.Generator().manual_seed(3),
+                                  batch_size=300)
     assert torch.equal(found.z, again.z)
-    without = few_shot.sample_codes(Latent(), known, 50, wanted=0, threshold=0.9, generator=torch.Generator().manual_seed(3))
+    without = few_shot.sample_codes(Latent(), known, 50, wanted=0, threshold=0.9,
+                                    generator=torch.Generator().manual_seed(3))
     assert without.z[:, 0].mean() < -0.5 < 0.5 < found.z[:, 0].mean()
 
 
 def test_nothing_accepted_is_an_error_that_says_why():
     z, y = codes(400)
     known, latent = few_shot.fit_binary(z[y][:50], z[~y][:50]), Latent()
-    refuses(r"none of 1,000 codes accepted \(highest probability .*, threshold 1\); lower the threshold, draw more, or give more labels",
+    refuses(r"none of 1,000 codes accepted \(highest probability .*, threshold 1\); lower the threshold, draw more, or "
+            r"give more labels",
             few_shot.sample_codes, latent, known, 5, threshold=1.0, most=1000)
     assert latent.drawn == 1000
-    refuses("only .* of the 5000 wanted of 300 codes accepted", few_shot.sample_codes, Latent(), known, 5000, rule="sample", most=300)
+    refuses("only .* of the 5000 wanted of 300 codes accepted", few_shot.sample_codes, Latent(), known, 5000,
+            rule="sample", most=300)
     refuses("n=0, most=10000; want at least 1", few_shot.sample_codes, Latent(), known, 0)
     refuses("rule 'best'; want 'threshold' or 'sample'", few_shot.sample_codes, Latent(), known, 1, rule="best")
 
 
-# ---- the stored record ------------------------------------------------------------------------------------------------
+# ---- the stored record -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +158,14 @@ def test_the_record_is_whole(record):
 
 @pytest.mark.parametrize(("kind", "latent"), [("pdae", "latent"), ("diffae", "diffae_latent")])
 def test_a_slice_comes_out_again(record, kind, latent):
-    """The first block of the pool is drawn anew: which codes a classifier from 100 labels accepts, and features of four images."""
+    """The first block of the pool is drawn anew: which codes a classifier from 100 labels accepts, and features of four
+    images."""
     model, latent = pdae_lite.load("peeps", kind), pdae_lite.load("peeps", latent)
     train, stored = data.peeps("train", 32), record["check"][kind]
     z, x_T = table.drawn(latent, model, 0, record["seed"])
     with torch.no_grad():
-        shown = [model.encode(train.floats(where[:50])).half().float() for where in table.labelled(train.column("mask"), 0)]
+        shown = [model.encode(train.floats(where[:50])).half().float()
+                 for where in table.labelled(train.column("mask"), 0)]
     accepted = int((few_shot.fit_binary(*shown).probability(z) > 0.5).sum())
     assert abs(accepted - stored["first_block_accepted"]) <= 3
     images = model.decode(z[:4], x_T[:4], steps=10, sampler="dpm_solver").clamp(-1, 1)

@@ -42,7 +42,8 @@ def built_pages():
 
 
 def test_the_links_in_book():
-    for name, target in {"_config.yml": "../_config.yml", "_toc.yml": "../_toc.yml", "notebooks": "../notebooks"}.items():
+    for name, target in {"_config.yml": "../_config.yml", "_toc.yml": "../_toc.yml",
+                         "notebooks": "../notebooks"}.items():
         link = BOOK / name
         cure = "on Windows: git config core.symlinks true, then check out again"
         assert link.is_symlink() and os.readlink(link) == target, f"book/{name}; {cure}"
@@ -63,7 +64,8 @@ def test_every_chapter_exists_and_every_page_is_listed():
     listed = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
     assert len(set(listed)) == len(listed)
     for name in listed:
-        assert (BOOK / f"{name}.md").is_file() or (BOOK / f"{name}.ipynb").is_file(), f"_toc.yml lists {name}: no such page"
+        assert (BOOK / f"{name}.md").is_file() or (BOOK
+                                                   / f"{name}.ipynb").is_file(), f"_toc.yml lists {name}: no such page"
     pages = {p.relative_to(BOOK).with_suffix("").as_posix() for p in BOOK.glob("*.md")}
     assert pages <= set(listed)
 
@@ -71,15 +73,18 @@ def test_every_chapter_exists_and_every_page_is_listed():
 def test_citations_exist():
     keys = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(encoding="utf-8"), re.M))
     texts = [p.read_text(encoding="utf-8") for p in [*BOOK.glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]]
-    cited = {k.strip() for text in texts for group in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text) for k in group.split(",")}
+    cited = {k.strip() for text in texts for group in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text)
+             for k in group.split(",")}
     assert cited and cited <= keys
 
 
 def test_versions_agree():
-    """constraints.txt pins every direct dependency, within pyproject's range; environment.yml takes its versions from it."""
+    """constraints.txt pins every direct dependency, within pyproject's range; environment.yml takes its versions from
+    it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = {canonicalize_name(name): pin for name, pin in (line.split("==") for line in lines if line and line[0] != "#")}
+    pins = {canonicalize_name(name): pin
+            for name, pin in (line.split("==") for line in lines if line and line[0] != "#")}
     extras = project["optional-dependencies"]
     for text in [*project["dependencies"], *(r for group in extras.values() for r in group)]:
         requirement = Requirement(text)
@@ -113,7 +118,8 @@ def test_every_function_of_the_equation_map_exists():
 
 @pytest.mark.parametrize("script", [results_page, timings_page, verdict_page], ids=["results", "timings", "verdict"])
 def test_pages_made_from_records_are_current(script):
-    assert script.TARGET.read_text(encoding="utf-8") == script.page(), f"run it again: python scripts/pages/{script.__name__}.py"
+    assert script.TARGET.read_text(
+        encoding="utf-8") == script.page(), f"run it again: python scripts/pages/{script.__name__}.py"
 
 
 def test_the_page_of_results_holds_every_record():
@@ -168,7 +174,8 @@ def test_docstrings_become_rest():
 
 
 def test_buttons_need_a_public_url():
-    """_config.yml's `pdae_repository` is the one place: without a URL no page has a launch button and no notebook a cell for Colab."""
+    """_config.yml's `pdae_repository` is the one place: without a URL no page has a launch button and no notebook a
+    cell for Colab."""
     config, options = SimpleNamespace(pdae_repository="", pdae_branch="main"), {}
     config.html_theme_options = options
     pdae_book.public_url(None, config)
@@ -227,11 +234,13 @@ def test_links_between_pages_lead_somewhere():
         for target, place in set(re.findall(r"<a\b[^>]*?\bhref=\"([^\"#?:]*)(?:#([^\"]*))?\"", text)):
             to = (path.parent / target).resolve() if target else path
             assert to.exists(), f"{path.name}: {target}"
-            assert not place or to not in places or html.unescape(place) in places[to] | {"top"}, f"{path.name}: {target}#{place}"
+            assert not place or to not in places or html.unescape(place) in places[to] | {
+                "top"}, f"{path.name}: {target}#{place}"
 
 
 def test_terms_and_chapters_are_linked_both_ways():
-    """Every chapter leads to the glossary, and the glossary's entries lead back to those very places; code leads to the reference."""
+    """Every chapter leads to the glossary, and the glossary's entries lead back to those very places; code leads to the
+    reference."""
     glossary = next(p for p in built_pages() if p.name == "notation.html").read_text(encoding="utf-8")
     chapters = [p for p in built_pages() if p.parent.name == "notebooks"]
     for path in chapters:
@@ -244,7 +253,8 @@ def test_terms_and_chapters_are_linked_both_ways():
 
 
 def test_at_least_ten_sliders():
-    names = [name for p in built_pages() for name in re.findall(r'class="pdae-slider" id="([\w-]+)"', p.read_text(encoding="utf-8"))]
+    names = [name for p in built_pages()
+             for name in re.findall(r'class="pdae-slider" id="([\w-]+)"', p.read_text(encoding="utf-8"))]
     assert len(names) >= 10 and len(set(names)) == len(names), names
 
 
@@ -253,7 +263,8 @@ def weights():
     out = {}
     for path in built_pages():
         text = path.read_text(encoding="utf-8")
-        loads = re.findall(r"<(?:script|img)\b[^>]*?\bsrc=\"([^\":?]+)|<link\b[^>]*?\bhref=\"([^\":?]+)[^>]*?rel=\"stylesheet\"", text)
+        loads = re.findall(
+            r"<(?:script|img)\b[^>]*?\bsrc=\"([^\":?]+)|<link\b[^>]*?\bhref=\"([^\":?]+)[^>]*?rel=\"stylesheet\"", text)
         files = {(path.parent / (a or b)).resolve() for a, b in loads}
         own = path.stat().st_size
         out[path.relative_to(BUILT).as_posix()] = own, own + sum(f.stat().st_size for f in files if f.is_file())
@@ -261,6 +272,7 @@ def weights():
 
 
 def test_no_page_is_heavy():
-    """A page's own HTML, sliders included, stays below 2 MB, and with MathJax, scripts, styles and figures below 7 MB."""
+    """A page's own HTML, sliders included, stays below 2 MB, and with MathJax, scripts, styles and figures below 7
+    MB."""
     for name, (own, whole) in weights().items():
         assert own < 2e6 and whole < 7e6, f"{name}: {own / 1e6:.1f} MB, with all it loads {whole / 1e6:.1f} MB"

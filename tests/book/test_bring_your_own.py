@@ -1,5 +1,5 @@
-"""The commands that the chapter "Bring your own DPM" shows, as it shows them, in a folder where every file that they name is a tiny
-one. Only steps, batch sizes and numbers of processes are made smaller."""
+"""The commands that the chapter "Bring your own DPM" shows, as it shows them, in a folder where every file that they
+name is a tiny one. Only steps, batch sizes and numbers of processes are made smaller."""
 import os
 import re
 import shlex
@@ -22,15 +22,18 @@ TINY = {
     "train": "--steps 1 --batch-size 2 --precision no --no-compile --set encoder.z_dim=4",
     "latent": "--steps 1 --batch-size 2 --set latent.width=16 --set latent.layers=3",
     "doctor": "--images 10 --checks fill",
-    "reconstruct": "--steps 2", "interpolate": "--steps 2 -n 3", "edit": "--steps 2", "sample": "--steps 2 -n 2", "probe": "",
+    "reconstruct": "--steps 2", "interpolate": "--steps 2 -n 3", "edit": "--steps 2", "sample": "--steps 2 -n 2",
+    "probe": "",
 }
-LAUNCHED = {"accelerate": ("--num_processes 4", "--cpu --num_processes 2"), "torchrun": ("--nproc_per_node 4", "--nproc_per_node 2")}
+LAUNCHED = {"accelerate": ("--num_processes 4", "--cpu --num_processes 2"),
+            "torchrun": ("--nproc_per_node 4", "--nproc_per_node 2")}
 
 
 def shown():
     """Every line of the chapter's shell blocks, in order."""
     notebook = nbformat.read(CHAPTER, as_version=4)
-    blocks = [b for c in notebook.cells if c.cell_type == "markdown" for b in re.findall(r"^```sh\n(.*?)^```", c.source, re.M | re.S)]
+    blocks = [b for c in notebook.cells if c.cell_type == "markdown"
+              for b in re.findall(r"^```sh\n(.*?)^```", c.source, re.M | re.S)]
     return [line for block in blocks for line in block.splitlines()]
 
 
@@ -40,11 +43,13 @@ def place(tmp_path_factory):
     from small_unets import diffusers, scheduler, unet
 
     folder = tmp_path_factory.mktemp("reader")
-    diffusers.DDPMPipeline(unet("celebahq"), scheduler("celebahq", "DDPMScheduler")).save_pretrained(folder / "google/ddpm-celebahq-256")
+    diffusers.DDPMPipeline(unet("celebahq"),
+                           scheduler("celebahq", "DDPMScheduler")).save_pretrained(folder / "google/ddpm-celebahq-256")
     shutil.copy(fixture("adm_tiny") / "model.pt", folder / "64x64_diffusion.pt")
     shutil.copy(fixture("official_pdae_tiny") / "ddpm_checkpoint.pt", folder / "checkpoint.pt")
     shutil.copy(fixture("official_pdae_tiny") / "ddpm_config.yml", folder / "config.yml")
-    places = ["me.png", "you.png"] + [f"my_photos/{i}.png" for i in range(4)] + [f"unseen_photos/{i}.png" for i in range(10)]
+    places = (["me.png", "you.png"] + [f"my_photos/{i}.png" for i in range(4)]
+              + [f"unseen_photos/{i}.png" for i in range(10)])
     places += [f"sorted_photos/{kind}/{i}.png" for kind in ("smiling", "serious") for i in range(8)]
     for path in places:
         (folder / path).parent.mkdir(exist_ok=True, parents=True)

@@ -11,8 +11,11 @@ from pdae_lite.viz import source_of
 CHAPTER = ROOT / "notebooks" / "05_filling_the_gap.ipynb"
 
 
-@pytest.mark.parametrize("thing", [ResBlock.forward, GradientEstimator.__init__, GradientEstimator.forward, SemanticEncoder.__init__],
+@pytest.mark.parametrize("thing", [ResBlock.forward, GradientEstimator.__init__, GradientEstimator.forward,
+                                   SemanticEncoder.__init__],
                          ids=lambda f: f.__qualname__)
 def test_the_code_shown_is_current(thing):
-    outputs = [o.get("data", {}).get("text/markdown") for c in nbformat.read(CHAPTER, as_version=4).cells for o in c.get("outputs", [])]
-    assert source_of(thing).strip() in [text.strip() for text in outputs if text], f"run it anew: run_notebooks.py {CHAPTER.stem}"
+    outputs = [o.get("data", {}).get("text/markdown") for c in nbformat.read(CHAPTER, as_version=4).cells
+               for o in c.get("outputs", [])]
+    assert source_of(thing).strip() in [text.strip() for text in outputs
+                                        if text], f"run it anew: run_notebooks.py {CHAPTER.stem}"

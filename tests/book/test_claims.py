@@ -15,7 +15,8 @@ def test_a_chapter_asserts_its_claims(path):
 
 
 def test_the_page_is_current():
-    assert claims_page.TARGET.read_text(encoding="utf-8") == claims_page.page(), "run: python scripts/pages/claims_page.py"
+    assert claims_page.TARGET.read_text(
+        encoding="utf-8") == claims_page.page(), "run: python scripts/pages/claims_page.py"
 
 
 def test_a_claim_in_a_cell_that_is_not_compared_is_refused(tmp_path):

@@ -17,7 +17,8 @@ def nameless(source: str) -> list[str]:
         owner, name = ast.unparse(call.func.value), call.func.attr
         draws = owner == "torch" and name in DRAWS
         given = {k.arg for k in call.keywords}
-        if (draws or name == "floats" or (owner, name) == ("pdae_lite", "load")) and "device" not in given and id(call) not in moved:
+        if (draws or name == "floats"
+            or (owner, name) == ("pdae_lite", "load")) and "device" not in given and id(call) not in moved:
             found.append(ast.unparse(call))
         if draws and "generator" not in given:
             found.append(f"{ast.unparse(call)} (no generator)")
@@ -31,12 +32,13 @@ def test_every_load_and_draw_names_its_device(name):
     assert nameless(code) == []
 
 
-@pytest.mark.parametrize("line", ["x = pdae_lite.load('digits')", "x = data.digits('test').floats()", "x = torch.randn(3, generator=g)",
-                                  "x = torch.rand(3, device=device)"])
+@pytest.mark.parametrize("line", ["x = pdae_lite.load('digits')", "x = data.digits('test').floats()",
+                                  "x = torch.randn(3, generator=g)", "x = torch.rand(3, device=device)"])
 def test_what_names_no_device_is_found(line):
     assert nameless(line)
 
 
-@pytest.mark.parametrize("line", ["x = pdae_lite.load('digits', device=device)", "x = torch.randn(3, generator=g).to(device)"])
+@pytest.mark.parametrize("line", ["x = pdae_lite.load('digits', device=device)", "x = torch.randn(3, "
+                                                                                 "generator=g).to(device)"])
 def test_what_names_one_is_not(line):
     assert not nameless(line)

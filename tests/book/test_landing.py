@@ -24,9 +24,11 @@ def test_there_is_a_slider_for_each_edit():
 def test_frames_are_the_models(edit):
     """The two ends of a slider, computed anew: within 2 of 255 on average."""
     part = TEXT.split(f'id="landing-{edit}"')[1].split('class="pdae-slider"')[0]
-    stored = [Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB") for png in re.findall(r"base64,([^\"]+)", part)]
+    stored = [Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+              for png in re.findall(r"base64,([^\"]+)", part)]
     assert len(stored) == len(make_landing.SCALES)
     for i, frame in zip((0, -1), make_landing.frames(edit, make_landing.SCALES[:: len(make_landing.SCALES) - 1])):
         made = viz.tile(pixels_of(frame), columns=2)
-        found = torch.frombuffer(bytearray(stored[i].tobytes()), dtype=torch.uint8).reshape(*made.shape[1:], 3).permute(2, 0, 1)
+        found = torch.frombuffer(bytearray(stored[i].tobytes()), dtype=torch.uint8).reshape(*made.shape[1:],
+                                                                                            3).permute(2, 0, 1)
         assert (found.float() - made.float()).abs().mean() < 2

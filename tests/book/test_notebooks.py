@@ -1,5 +1,5 @@
-"""The committed notebooks: executed in order, with outputs, without errors, readable by everyone. (`make test` also runs
-them anew, by nbval.)"""
+"""The committed notebooks: executed in order, with outputs, without errors, readable by everyone. (`make test` also
+runs them anew, by nbval.)"""
 import re
 from pathlib import Path
 
@@ -61,7 +61,8 @@ def test_has_no_errors_or_warnings(path):
     for number, cell in code_cells(path):
         for output in cell.outputs:
             assert output.output_type != "error", f"cell {number}: {output.get('ename')}"
-            assert not (output.output_type == "stream" and output.name == "stderr"), f"cell {number}: {output.text[:300]}"
+            assert not (output.output_type == "stream"
+                        and output.name == "stderr"), f"cell {number}: {output.text[:300]}"
 
 
 @notebooks
@@ -69,7 +70,8 @@ def test_pictures_have_alt_text(path):
     for number, cell in code_cells(path):
         if any(kind.startswith("image/") for o in cell.outputs for kind in o.get("data", {})):
             alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").strip()
-            assert len(alt) >= 20, f'cell {number}: metadata needs {{"mystnb": {{"image": {{"alt": "what the picture shows"}}}}}}'
+            wanted = '{"mystnb": {"image": {"alt": "what the picture shows"}}}'
+            assert len(alt) >= 20, f"cell {number}: metadata needs {wanted}"
             is_path = " " not in alt or re.search(r"\.(png|svg|jpe?g|gif|webp)$|^[\w.-]*[/\\]", alt)
             assert not is_path, f"cell {number}: alt text is a path: {alt}"
 
@@ -91,14 +93,17 @@ def test_stores_nothing_that_changes_by_itself(path):
     notebook = nbformat.read(path, as_version=4)
     assert set(notebook.metadata.get("language_info", {})) <= {"name"}, CURE + path.stem
     for number, cell in enumerate(notebook.cells):
-        assert not {"execution", "ExecuteTime", "collapsed", "scrolled"} & set(cell.metadata), f"cell {number}; {CURE}{path.stem}"
+        assert not {"execution", "ExecuteTime", "collapsed",
+                    "scrolled"} & set(cell.metadata), f"cell {number}; {CURE}{path.stem}"
         for output in cell.get("outputs", []):
             machine = re.search(r"\bat 0x[0-9a-f]{6,}|/home/|/Users/|/root/|/tmp/|site-packages", text_of(output))
             assert not machine, f"cell {number}: an address or a path of one machine"
 
 
-PARTS = {"goals": r"What you will (learn|do)", "prerequisites": r"\*\*Before you start:\*\*", "minutes": r"\*\*Time:\*\*",
-         "question": r"## The question", "paper beside ours": r"## What the papers? reports?, and what we measure", "quiz": r"## Quiz",
+PARTS = {"goals": r"What you will (learn|do)", "prerequisites": r"\*\*Before you start:\*\*",
+         "minutes": r"\*\*Time:\*\*",
+         "question": r"## The question", "paper beside ours": r"## What the papers? reports?, and what we measure",
+         "quiz": r"## Quiz",
          "summary": r"## What you learned", "read next": r"(## |\*\*)Read next", "citations": r"\{cite\}"}
 
 

@@ -1,4 +1,5 @@
-"""Every page of the built book in a browser: no error, no other host, sliders by keyboard, light, dark, phone, accessibility."""
+"""Every page of the built book in a browser: no error, no other host, sliders by keyboard, light, dark, phone,
+accessibility."""
 import re
 from pathlib import Path
 
@@ -6,11 +7,13 @@ import pytest
 from browser import chromium, drive, opened  # noqa: F401
 
 BUILT = Path(__file__).resolve().parents[2] / "book" / "_build" / "html"
-PAGES = [p for p in sorted(BUILT.rglob("*.html")) if "_static" not in p.parts and p != BUILT / "index.html"]  # the index only leads on
+# the index only leads on
+PAGES = [p for p in sorted(BUILT.rglob("*.html")) if "_static" not in p.parts and p != BUILT / "index.html"]
 PHONE = {"width": 390, "height": 844}
 
-# What makes axe slow and tells it nothing: the inside of formulas, which MathJax answers for, and the hundredth piece of code in
-# the same colour on the same ground. One of each look stays. Of the API reference, which is one template, the first entries stay.
+# What makes axe slow and tells it nothing: the inside of formulas, which MathJax answers for, and the hundredth piece
+# of code in the same colour on the same ground. One of each look stays. Of the API reference, which is one template,
+# the first entries stay.
 THIN = """() => {
   document.querySelectorAll("mjx-container").forEach(m => m.replaceChildren());
   [...document.querySelectorAll("dl.py")].slice(60).forEach(d => d.remove());
@@ -39,7 +42,8 @@ UNREACHABLE = """() => [...document.querySelectorAll("article *")].filter(e => e
   && !e.querySelector("a, button, input, [tabindex='0']")).map(e => e.outerHTML.slice(0, 120))"""
 
 
-WIDE_FORMULAS = """() => [...document.querySelectorAll("div.math mjx-container")].filter(e => e.scrollWidth > e.clientWidth + 8)
+WIDE_FORMULAS = """() => [...document.querySelectorAll("div.math mjx-container")].filter(e => e.scrollWidth > \
+e.clientWidth + 8)
   .map(e => e.closest("div.math").id)"""
 
 
@@ -66,12 +70,14 @@ def findings(page, where="html", **options):
     found = page.evaluate("""async ([where, options]) =>
         (await axe.run(where, {resultTypes: ["violations"], preload: false, ...options})).violations
         .filter(v => ["serious", "critical"].includes(v.impact))
-        .map(v => `${v.impact} ${v.id}: ${v.nodes.length} times, first ${v.nodes[0].html.slice(0, 150)}; ${v.help}`)""", [where, options])
+        .map(v => `${v.impact} ${v.id}: ${v.nodes.length} times, first ${v.nodes[0].html.slice(0, 150)}; \
+${v.help}`)""", [where, options])
     return "\n".join(found)
 
 
 def all_reachable(page):
-    """The page's script has made everything that scrolls sideways reachable: soon after a change of size, on a busy machine later."""
+    """The page's script has made everything that scrolls sideways reachable: soon after a change of size, on a busy
+    machine later."""
     for _ in range(50):
         page.wait_for_timeout(100)
         if not (left := page.evaluate(UNREACHABLE)):
@@ -85,12 +91,14 @@ def sliders(path):
 
 @some(PAGES)
 def test_page(chromium, axe, path):  # noqa: F811
-    """One visit: formulas, alt texts, every slider by keyboard, then axe in light, phone, and axe's contrast in dark."""
+    """One visit: formulas, alt texts, every slider by keyboard, then axe in light, phone, and axe's contrast in
+    dark."""
     with opened(chromium, path, color_scheme="light", viewport={"width": 1280, "height": 900}) as page:
         if page.locator(".math").count():
             page.wait_for_selector("mjx-container svg", state="attached", timeout=20_000)
         page.wait_for_function("document.documentElement.dataset.theme === 'light'", timeout=20_000)
-        pictures = page.evaluate("[...document.querySelectorAll('article img')].map(i => [i.alt.trim(), i.src.slice(0, 80)])")
+        pictures = page.evaluate("[...document.querySelectorAll('article img')].map(i => [i.alt.trim(), i.src.slice(0, "
+                                 "80)])")
         assert all(alt for alt, _ in pictures), f"pictures without alt text: {pictures}"
         for name in sliders(path):
             drive(page, name)
@@ -101,7 +109,8 @@ def test_page(chromium, axe, path):  # noqa: F811
         page.set_viewport_size({"width": 1280, "height": 900})
         all_reachable(page)
         assert not (wide := page.evaluate(WIDE_FORMULAS)), f"formulas wider than their column at 1280 pixels: {wide}"
-        page.add_style_tag(content="* { transition: none !important; animation: none !important; }")  # no colour half-way
+        # no colour half-way
+        page.add_style_tag(content="* { transition: none !important; animation: none !important; }")
         page.evaluate(axe)
         page.evaluate(THIN)
         assert not (found := findings(page)), found
@@ -127,16 +136,19 @@ def test_axe_sees_what_is_wrong(chromium, axe, path):  # noqa: F811
 def test_strips_show_without_javascript(chromium, path):  # noqa: F811
     with opened(chromium, path, javascript=False) as page:
         for name in sliders(path):
-            assert page.locator(f"#{name} figure:visible").count() > 1 and page.locator(f"#{name}-range:visible").count() == 0
+            assert (page.locator(f"#{name} figure:visible").count() > 1
+                    and page.locator(f"#{name}-range:visible").count() == 0)
 
 
 @some([p for p in PAGES if p.stem in ("intro", "01_quickstart")])
 def test_reading_by_keyboard(chromium, path):  # noqa: F811
-    """The first Tab reaches a link past the navigation; each later one lands on something that shows it has the focus."""
+    """The first Tab reaches a link past the navigation; each later one lands on something that shows it has the
+    focus."""
     with opened(chromium, path, viewport={"width": 1280, "height": 900}) as page:
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.getAttribute('href')") == "#main-content"
-        page.wait_for_function("document.activeElement.getBoundingClientRect().top >= 0", timeout=5_000)  # it slides into view
+        # it slides into view
+        page.wait_for_function("document.activeElement.getBoundingClientRect().top >= 0", timeout=5_000)
         page.keyboard.press("Enter")
         page.keyboard.press("Tab")
         inside = "document.querySelector('#main-content').contains(document.activeElement)"
@@ -145,5 +157,6 @@ def test_reading_by_keyboard(chromium, path):  # noqa: F811
             page.keyboard.press("Tab")
             look = page.evaluate("""() => {
                 const e = document.activeElement, looks = [getComputedStyle(e), getComputedStyle(e, "::after")];
-                return [looks.some(c => c.outlineStyle !== "none" || c.boxShadow !== "none"), e.outerHTML.slice(0, 100)]; }""")
+                return [looks.some(c => c.outlineStyle !== "none" || c.boxShadow !== "none"), e.outerHTML.slice(0, \
+100)]; }""")
             assert look[0], f"no sign of focus: {look[1]}"

@@ -32,19 +32,23 @@ def stored() -> frozenset[str]:
 
 
 def typed(text: str) -> list[str]:
-    """Stored figures in Markdown: outside formulas, code, links, sentences about papers, and columns of tables that are a paper's."""
-    text = re.sub(r"^\$\$.*?^\$\$|^(`{3,})(?!\{).*?^\1|\$[^$]*\$|`[^`\n]*`|\{[\w:]+\}`[^`]*`", " ", text, flags=re.M | re.S)
+    """Stored figures in Markdown: outside formulas, code, links, sentences about papers, and columns of tables that are
+    a paper's."""
+    text = re.sub(r"^\$\$.*?^\$\$|^(`{3,})(?!\{).*?^\1|\$[^$]*\$|`[^`\n]*`|\{[\w:]+\}`[^`]*`", " ", text,
+                  flags=re.M | re.S)
     kept, papers = [], None
     for line in text.splitlines():
         if line.startswith("|"):
             cells = [c.strip() for c in line.strip("|").split("|")]
-            papers = [i for i, c in enumerate(cells) if re.search("paper|reported", c.lower())] if papers is None else papers
+            papers = ([i for i, c in enumerate(cells) if re.search("paper|reported", c.lower())]
+                      if papers is None else papers)
             kept.append(" ".join(c for i, c in enumerate(cells) if i not in papers) + ". ")
         else:
             papers = None
             kept.append(line)
     sentences = re.split(r"(?<=[.?!:])\s+|\n\n", "\n".join(kept))
-    numbers = [n for s in sentences if "paper" not in s.lower() for n in re.findall(r"(?<![\w.,−-])\d*\.\d+(?!\w|\.\d)", s)]
+    numbers = [n for s in sentences if "paper" not in s.lower()
+               for n in re.findall(r"(?<![\w.,−-])\d*\.\d+(?!\w|\.\d)", s)]
     numbers = [n if n[0] != "." else f"0{n}" for n in numbers]
     return [n for n in numbers if len(n.replace(".", "").lstrip("0")) >= 2 and n in stored()]
 
@@ -70,4 +74,5 @@ def test_the_head_gives_the_measured_minutes(name):
 def test_typed_figures_are_found():
     number = next(n for n in sorted(stored()) if re.fullmatch(r"0\.[1-9]\d\d", n))
     assert typed(f"It is {number} for us.") == [number] == typed(f"| x | ours |\n|---|---|\n| a | {number} |")
-    assert typed(f"The paper has {number}.") == [] == typed(f"| x | the paper |\n|---|---|\n| a | {number} |") == typed(f"${number}$")
+    assert typed(f"The paper has {number}.") == [] == typed(f"| x | the paper |\n|---|---|\n| a | {number} |") == typed(
+        f"${number}$")

@@ -15,7 +15,8 @@ chapters = pytest.mark.parametrize("name", REWRITTEN)
 @chapters
 def test_a_page_shows_the_idea(name):
     m = visible_code.measure(REWRITTEN[name])
-    assert m["showing"] <= 0.15 * m["visible"], f"{m['showing']} of {m['visible']} visible lines plot, print or assert: fold them"
+    assert m["showing"] <= 0.15 * m[
+        "visible"], f"{m['showing']} of {m['visible']} visible lines plot, print or assert: fold them"
     assert m["decimals"] <= 60, f"{m['decimals']} printed decimals"
     if name[:2] in ("02", "03", "04", "05"):
         assert m["visible"] >= 0.4 * m["lines"], f"only {m['visible']} of {m['lines']} lines of code are visible"

@@ -40,13 +40,15 @@ def test_pretrain_and_train_leave_one_model_file_each(trained):
         assert type(load_model(files[0])).__name__ == kind
         checkpoints = sorted(p.name for p in (trained / name / "checkpoints").iterdir())
         assert checkpoints == ["step_000000002.safetensors", "step_000000004.safetensors"]
-    dpm, pdae = load_model(trained / "dpm/model.safetensors"), load_model(trained / "pdae/model.safetensors", expect=PDAE)
+    dpm, pdae = load_model(trained / "dpm/model.safetensors"), load_model(trained / "pdae/model.safetensors",
+                                                                          expect=PDAE)
     assert all(torch.equal(a, b) for a, b in zip(dpm.state_dict().values(), pdae.dpm.state_dict().values()))
 
 
 def test_the_same_command_again_changes_nothing(trained, capsys):
     before = (trained / "pdae/model.safetensors").read_bytes()
-    assert run("train", "--dpm", trained / "dpm/model.safetensors", *SMALL, "--steps", 4, "--out", trained / "pdae") == 0
+    assert run("train", "--dpm", trained / "dpm/model.safetensors", *SMALL, "--steps", 4, "--out",
+               trained / "pdae") == 0
     assert (trained / "pdae/model.safetensors").read_bytes() == before
 
 
@@ -61,9 +63,11 @@ def test_more_steps_go_on_from_the_last_checkpoint(trained, tmp_path):
 def test_a_dpm_that_exists_goes_on(trained, tmp_path, capsys):
     first, out = trained / "dpm/model.safetensors", tmp_path / "dpm"
     assert run("pretrain", "--dpm", first, *SMALL, "--lr", 1e-30, "--steps", 2, "--out", out) == 0
-    before, after = load_model(first), load_model(out / "model.safetensors")  # a step as small as that leaves the weights
+    # a step as small as that leaves the weights
+    before, after = load_model(first), load_model(out / "model.safetensors")
     assert after.metadata["start"] == str(first) and after.metadata["preset"] == "digits"
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(before.state_dict().values(), after.state_dict().values()))
+    assert all(torch.allclose(a, b, atol=1e-6)
+               for a, b in zip(before.state_dict().values(), after.state_dict().values()))
     assert run("pretrain", "--dpm", "digits", *SMALL, "--steps", 1, "--out", tmp_path / "shipped") == 0
     shipped, after = load_model(model_file("digits")).dpm, load_model(tmp_path / "shipped/model.safetensors")
     assert any(not torch.equal(a, b) for a, b in zip(shipped.state_dict().values(), after.state_dict().values()))
@@ -86,7 +90,8 @@ def test_reconstruct_writes_a_png(trained, tmp_path, capsys):
         Image.new(mode, (40 + i, 30), 100).save(tmp_path / f"{i}.png")
     out = tmp_path / "sub" / "out.png"
     model = trained / "pdae/model.safetensors"
-    assert run("reconstruct", *(tmp_path / f"{i}.png" for i in range(3)), "--model", model, "--steps", 3, "--out", out) == 0
+    assert run("reconstruct", *(tmp_path / f"{i}.png" for i in range(3)), "--model", model, "--steps", 3, "--out",
+               out) == 0
     with Image.open(out) as image:
         assert image.size == (3 * 34 + 2, 3 * 34 + 2)
     assert capsys.readouterr().out.count("MSE on [0, 1]") == 3
@@ -133,7 +138,8 @@ def test_a_wrong_value_gives_2(capsys):
 
 def test_help_is_quick():
     """No torch for the list of commands, nor for the package itself."""
-    code = "import sys, pdae_lite.commands.main as m; sys.exit(m.main(['--help']) or 'torch' in sys.modules or 'numpy' in sys.modules)"
+    code = ("import sys, pdae_lite.commands.main as m; "
+            "sys.exit(m.main(['--help']) or 'torch' in sys.modules or 'numpy' in sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
@@ -156,7 +162,7 @@ def test_module_runs_as_a_command():
         assert command in done.stdout
 
 
-# ---- presets and settings -----------------------------------------------------------------------------------------------
+# ---- presets and settings --------------------------------------------------------------------------------------------
 
 
 def test_presets_are_listed_with_their_sizes(capsys):
@@ -167,36 +173,40 @@ def test_presets_are_listed_with_their_sizes(capsys):
         "ffhq128", "3×128×128", "512", "98.6M", "82.4M", "130.0M", "64.0M"]
     assert run("presets", "celeba64") == 0
     out = capsys.readouterr().out
-    for line in ("pdae pretrain", "  unet.channel_mult=1,2,4,8", "  train.weight=simple", "pdae train --method pdae", "  encoder.z_dim=512",
-                 "  train.weight=pdae", "  lmdb.crop=57,25,128,128", "pdae train --method diffae", "pdae latent",
-                 "  latent.layers=10"):
+    for line in ("pdae pretrain", "  unet.channel_mult=1,2,4,8", "  train.weight=simple", "pdae train --method pdae",
+                 "  encoder.z_dim=512", "  train.weight=pdae", "  lmdb.crop=57,25,128,128",
+                 "pdae train --method diffae", "pdae latent", "  latent.layers=10"):
         assert line in out.splitlines(), line
 
 
 def test_set_changes_networks_and_training(trained, tmp_path):
     short = ["--data", "digits", "--steps", 1, "--batch-size", 4]
-    assert run("pretrain", *short, *TINY, "--set", "train.lr=3e-4", "--set", "prediction=epsilon", "--out", tmp_path / "dpm") == 0
+    assert run("pretrain", *short, *TINY, "--set", "train.lr=3e-4", "--set", "prediction=epsilon", "--out",
+               tmp_path / "dpm") == 0
     dpm = load_model(tmp_path / "dpm/model.safetensors")
     assert type(dpm).__name__ == "UNet" and dpm.config.base_channels == 8
-    assert (dpm.metadata["training"]["lr"], dpm.metadata["training"]["batch_size"], dpm.metadata["preset"]) == (3e-4, 4, "digits")
-    assert run("train", "--dpm", tmp_path / "dpm/model.safetensors", *short, "--precision", "no", "--set", "encoder.z_dim=5",
+    assert (dpm.metadata["training"]["lr"], dpm.metadata["training"]["batch_size"],
+            dpm.metadata["preset"]) == (3e-4, 4, "digits")
+    assert run("train", "--dpm", tmp_path / "dpm/model.safetensors", *short, "--precision", "no", "--set",
+               "encoder.z_dim=5",
               "--set", "encoder.channels=8,8", "--set", "train.batch_size=2", "--out", tmp_path / "pdae") == 0
     pdae = load_model(tmp_path / "pdae/model.safetensors")
     assert pdae.z_dim == 5 and pdae.metadata["training"]["batch_size"] == 4  # short options win
 
 
 def test_a_pdae_takes_the_preset_that_its_dpm_was_trained_with(tmp_path):
-    assert run("pretrain", "--data", "peeps", "--preset", "peeps_gpu", *TINY, "--no-compile", "--steps", 1, "--batch-size", 2,
-               "--out", tmp_path / "dpm") == 0
-    assert run("train", "--dpm", tmp_path / "dpm/model.safetensors", "--data", "peeps", "--precision", "no", "--no-compile", "--steps", 1,
-               "--batch-size", 2, "--out", tmp_path / "pdae") == 0
+    assert run("pretrain", "--data", "peeps", "--preset", "peeps_gpu", *TINY, "--no-compile", "--steps", 1,
+               "--batch-size", 2, "--out", tmp_path / "dpm") == 0
+    assert run("train", "--dpm", tmp_path / "dpm/model.safetensors", "--data", "peeps", "--precision", "no",
+               "--no-compile", "--steps", 1, "--batch-size", 2, "--out", tmp_path / "pdae") == 0
     facts = load_model(tmp_path / "pdae/model.safetensors").metadata
     assert facts["preset"] == "peeps_gpu" and facts["training"]["warmup"] == PRESETS["peeps_gpu"].train.warmup
 
 
 def test_diffae_is_trained_from_scratch_and_rebuilds(tmp_path, capsys):
     file = tmp_path / "ae/model.safetensors"
-    assert run("train", "--method", "diffae", "--data", "digits", *TINY, "--steps", 1, "--batch-size", 2, "--out", file.parent) == 0
+    assert run("train", "--method", "diffae", "--data", "digits", *TINY, "--steps", 1, "--batch-size", 2, "--out",
+               file.parent) == 0
     model = load_model(file)
     assert type(model).__name__ == "DiffAE" and model.z_dim == 32 and model.network.config.base_channels == 8
     Image.new("L", (32, 32), 100).save(tmp_path / "x.png")
@@ -207,7 +217,8 @@ def test_labels_in_place_of_an_encoder(trained, tmp_path, capsys):
     short = ["--data", "digits", "--labels", "--steps", 1, "--batch-size", 2, "--precision", "no"]
     assert run("pretrain", *short, *TINY, "--out", tmp_path / "dpm") == 0
     assert load_model(tmp_path / "dpm/model.safetensors").config.num_classes == 10
-    assert run("train", "--dpm", trained / "dpm/model.safetensors", *short, "--set", "encoder.z_dim=6", "--out", tmp_path / "pdae") == 0
+    assert run("train", "--dpm", trained / "dpm/model.safetensors", *short, "--set", "encoder.z_dim=6", "--out",
+               tmp_path / "pdae") == 0
     encoder = load_model(tmp_path / "pdae/model.safetensors").encoder
     assert (type(encoder).__name__, encoder.num_classes, encoder.z_dim) == ("LabelEncoder", 10, 6)
     capsys.readouterr()
@@ -217,7 +228,8 @@ def test_labels_in_place_of_an_encoder(trained, tmp_path, capsys):
 
 def test_a_classifier_of_noisy_images(tmp_path):
     file = tmp_path / "out/model.safetensors"
-    assert run("train", "--method", "classifier", "--data", "digits", *TINY, "--steps", 1, "--batch-size", 2, "--out", file.parent) == 0
+    assert run("train", "--method", "classifier", "--data", "digits", *TINY, "--steps", 1, "--batch-size", 2, "--out",
+               file.parent) == 0
     model = load_model(file)
     assert type(model).__name__ == "NoisyClassifier" and model.num_classes == 10
 
@@ -225,7 +237,8 @@ def test_a_classifier_of_noisy_images(tmp_path):
 def test_a_latent_dpm_of_a_model_s_codes(trained, photos, tmp_path, capsys):
     short = ["--steps", 1, "--batch-size", 2, "--set", "latent.width=16", "--set", "latent.layers=3"]
     model = trained / "pdae/model.safetensors"
-    assert run("latent", "--model", model, "--data", photos, *short, "--set", "train.flip=true", "--out", tmp_path / "latent") == 0
+    assert run("latent", "--model", model, "--data", photos, *short, "--set", "train.flip=true", "--out",
+               tmp_path / "latent") == 0
     latent, pdae = load_model(tmp_path / "latent/model.safetensors"), load_model(model)
     assert latent.z_dim == pdae.z_dim and latent.metadata["preset"] == "digits" and latent.config.width == 16
     images = data.to_float(torch.stack([*open_source(str(photos), 32, 1)]))
@@ -235,11 +248,12 @@ def test_a_latent_dpm_of_a_model_s_codes(trained, photos, tmp_path, capsys):
     for argv, says in ((["--set", "latent.z_dim=5"], "z_dim=5"), (["--size", "64"], "the given PDAE takes 32×32")):
         assert run("latent", "--model", model, "--data", photos, *short, *argv, "--out", tmp_path / "other") == 2
         assert says in capsys.readouterr().err
-    assert run("latent", "--model", trained / "dpm/model.safetensors", "--data", photos, "--out", tmp_path / "other") == 2
+    assert run("latent", "--model", trained / "dpm/model.safetensors", "--data", photos, "--out",
+               tmp_path / "other") == 2
     assert "holds a AsEpsilon; want a PDAE or a DiffAE" in capsys.readouterr().err
 
 
-# ---- data ---------------------------------------------------------------------------------------------------------------
+# ---- data ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -257,8 +271,8 @@ def test_a_folder_of_one_s_own_at_any_size(photos, tmp_path):
     assert run("pretrain", "--data", photos, "--size", 32, *tiny, "--out", tmp_path / "dpm") == 0
     dpm = load_model(tmp_path / "dpm/model.safetensors")
     assert (dpm.config.image_size, dpm.config.in_channels, dpm.metadata["preset"]) == (32, 3, "peeps64")
-    assert run("train", "--dpm", tmp_path / "dpm/model.safetensors", "--data", f"classes:{photos}", "--precision", "no", "--steps", 1,
-               "--batch-size", 2, "--out", tmp_path / "pdae") == 0
+    assert run("train", "--dpm", tmp_path / "dpm/model.safetensors", "--data", f"classes:{photos}", "--precision", "no",
+               "--steps", 1, "--batch-size", 2, "--out", tmp_path / "pdae") == 0
     assert load_model(tmp_path / "pdae/model.safetensors").encoder.config.image_size == 32
     assert run("pretrain", "--data", photos, "--preset", "digits", *tiny, "--out", tmp_path / "grey") == 0
     assert load_model(tmp_path / "grey/model.safetensors").config.in_channels == 1
@@ -283,7 +297,8 @@ def test_sources(photos, tmp_path, monkeypatch):
     lmdb = pytest.importorskip("lmdb")
     buffer = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(buffer, "PNG")  # 256×256, black at the top
-    with lmdb.open(str(tmp_path / "x.lmdb"), map_size=2**24) as environment, environment.begin(write=True) as transaction:
+    with lmdb.open(str(tmp_path / "x.lmdb"),
+                   map_size=2**24) as environment, environment.begin(write=True) as transaction:
         for key, value in {"length": b"3", **{f"256-{i:05d}": buffer.getvalue() for i in range(3)}}.items():
             transaction.put(key.encode(), value)
     images = open_source(f"lmdb:{tmp_path / 'x.lmdb'}", 16, 3, lmdb=LMDBConfig(start=1, crop=(0, 0, 32, 32)))
@@ -331,17 +346,19 @@ def test_help_names_every_weighting_and_data_set(capsys):
 
 
 def test_torchrun_joins_its_processes(tmp_path):
-    """Where there is no GPU, processes that don't know of each other would train the same model into one folder. (That two
-    joined ones train as one does: test_training.)"""
+    """Where there is no GPU, processes that don't know of each other would train the same model into one folder. (That
+    two joined ones train as one does: test_training.)"""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*torchrun, "-m", "pdae_lite", "pretrain", "--data", "digits", *TINY, "--batch-size", "3", "--out", tmp_path],
+    done = subprocess.run([*torchrun, "-m", "pdae_lite", "pretrain", "--data", "digits", *TINY, "--batch-size", "3",
+                           "--out", tmp_path],
                           capture_output=True, text=True)
     assert done.returncode and "batch_size=3 doesn't divide by 2 processes" in done.stderr
 
 
 def test_an_encoder_that_starts_from_a_plain_autoencoder(trained, tmp_path):
     out = tmp_path / "warm"
-    short = ["--data", "digits", *TINY, "--steps", 1, "--batch-size", 4, "--set", "encoder.channels=8,8", "--warm-encoder", 8, "--out", out]
+    short = ["--data", "digits", *TINY, "--steps", 1, "--batch-size", 4, "--set", "encoder.channels=8,8",
+             "--warm-encoder", 8, "--out", out]
     assert run("train", "--method", "diffae", *short) == 0
     assert load_model(out / "model.safetensors").metadata["warm_encoder"] == 8
     assert load_model(out / "warm_encoder.safetensors").metadata == {"plain_autoencoder_images": 8}

@@ -74,7 +74,7 @@ def inception(tmp_path):
     return tmp_path / "inception.pt"
 
 
-# ---- the protocol is the release's --------------------------------------------------------------------------------------
+# ---- the protocol is the release's -----------------------------------------------------------------------------------
 
 
 def test_reconstructions_are_the_release_s(pdae, expected):
@@ -106,29 +106,33 @@ def test_ssim_sees_zeros_beyond_the_border():
     for c, i, j in np.ndindex(3, 14, 13):
         p, q = (x[c, i:i + 11, j:j + 11] for x in pads)
         m_p, m_q = (window * p).sum(), (window * q).sum()
-        v_p, v_q, cov = (window * p * p).sum() - m_p**2, (window * q * q).sum() - m_q**2, (window * p * q).sum() - m_p * m_q
+        v_p, v_q, cov = (window * p * p).sum() - m_p**2, (window * q * q).sum() - m_q**2, (window * p
+                                                                                           * q).sum() - m_p * m_q
         total += (2 * m_p * m_q + 1e-4) * (2 * cov + 9e-4) / ((m_p**2 + m_q**2 + 1e-4) * (v_p + v_q + 9e-4))
     assert float(protocol.ssim(a, b)) == pytest.approx(total / (3 * 14 * 13), abs=1e-12)
     assert float(protocol.ssim(a, a)) == pytest.approx(1, abs=1e-12)
-    assert float(metrics.ssim(2 * a - 1, 2 * b - 1)) != pytest.approx(total / (3 * 14 * 13), abs=1e-4)  # without the border
+    # without the border
+    assert float(metrics.ssim(2 * a - 1, 2 * b - 1)) != pytest.approx(total / (3 * 14 * 13), abs=1e-4)
 
 
 def test_published_numbers():
     """As printed in the paper's tables; PDAE's own rows and the comparisons that it loses."""
-    assert published.TABLE_1["PDAE, inferred x_T"] == (0.993, 0.008, 5.48e-5) and published.TABLE_1["DDIM, inferred x_T"][0] == 0.917
+    assert (published.TABLE_1["PDAE, inferred x_T"] == (0.993, 0.008, 5.48e-5)
+            and published.TABLE_1["DDIM, inferred x_T"][0] == 0.917)
     assert published.TABLE_1["PDAE, random x_T"][1] > published.TABLE_1["Diff-AE, random x_T"][1]
     lost = [(name, T) for name, rows in published.TABLE_2.items()
             for T, a, b in zip(published.STEPS, rows["PDAE"], rows["Diff-AE"]) if a > b]
     assert lost == [("bedroom128", 100), ("celeba64", 50)]
 
 
-# ---- pdae evaluate --protocol paper ---------------------------------------------------------------------------------------
+# ---- pdae evaluate --protocol paper ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def report(faces, tmp_path_factory):
     path = tmp_path_factory.mktemp("out") / "report.json"
-    arguments = ["--protocol", "paper", "--released", RELEASED, "--data", faces, "--quick", "--steps", "1", "--long-inversion", "0"]
+    arguments = ["--protocol", "paper", "--released", RELEASED, "--data", faces, "--quick", "--steps", "1",
+                 "--long-inversion", "0"]
     assert run(*arguments, "--table", 1, "--json", path) == 0
     table_1 = json.loads(path.read_text())
     shutil.copytree(faces / "celebahq", faces / "celeba64")
@@ -142,11 +146,14 @@ def test_table_1(report, pdae, images):
     assert set(table["measured"]) == {"1"} and table["images"] == 3
     assert list(table["measured"]["1"]) == ["DDIM, inferred x_T", "PDAE, random x_T", "PDAE, inferred x_T"]
     x_0 = data.to_float(images)
-    x = pdae.decode(pdae.encode(x_0), counter_rng.normal(0, 0, torch.arange(3), (3, 64, 64)), 1, grid="paper", clip=True)
+    x = pdae.decode(pdae.encode(x_0), counter_rng.normal(0, 0, torch.arange(3), (3, 64, 64)), 1, grid="paper",
+                    clip=True)
     got = table["measured"]["1"]["PDAE, random x_T"]
-    assert got["MSE"]["value"] == pytest.approx(float(((x - x_0) / 2).square().mean()), rel=1e-4) and got["MSE"]["n"] == [3]
+    assert (got["MSE"]["value"] == pytest.approx(float(((x - x_0) / 2).square().mean()), rel=1e-4)
+            and got["MSE"]["n"] == [3])
     assert got["MSE"]["low"] < got["MSE"]["value"] < got["MSE"]["high"]
-    assert table["metric"].startswith("distance in peeps class features at ") and table["metric"] in got and "LPIPS" not in got
+    assert (table["metric"].startswith("distance in peeps class features at ") and table["metric"] in got
+            and "LPIPS" not in got)
     assert any("isn't LPIPS" in note for note in report["notes"])
     assert table["paper"]["PDAE, inferred x_T"] == {"SSIM": 0.993, "LPIPS": 0.008, "MSE": 5.48e-5}
 
@@ -191,7 +198,8 @@ def in_folders(tmp_path):
 def test_the_release_s_folders_and_inception(in_folders, faces, inception, tmp_path, capsys):
     found = released_files.find_released(in_folders)
     assert set(found) == {"celeba64", "horse128"} and found["celeba64"].has_latent and not found["horse128"].has_latent
-    arguments = ["--protocol", "paper", "--released", in_folders, "--data", f"lmdb:{faces / 'celebahq'}", "--steps", 1, "--samples", 20]
+    arguments = ["--protocol", "paper", "--released", in_folders, "--data", f"lmdb:{faces / 'celebahq'}", "--steps", 1,
+                 "--samples", 20]
     assert run(*arguments) == 2
     assert "is one LMDB, but Table 2 is of horse128, celeba64; name the one" in capsys.readouterr().err
     assert run(*arguments, "--set", "celeba64", "--inception", inception, "--json", tmp_path / "r.json") == 0
@@ -199,7 +207,8 @@ def test_the_release_s_folders_and_inception(in_folders, faces, inception, tmp_p
     assert "Table 2: FID, celeba64, 20 samples against 3 images" in out and "isn't FID" not in out
     assert f"Note: Table 1 is left out, as {in_folders} holds no ffhq128" in out
     table = json.loads((tmp_path / "r.json").read_text())["table_2"]["celeba64"]
-    assert table["metric"] == "FID" and table["measured"]["DDIM"]["1"]["value"] != table["measured"]["PDAE"]["1"]["value"]
+    assert (table["metric"] == "FID"
+            and table["measured"]["DDIM"]["1"]["value"] != table["measured"]["PDAE"]["1"]["value"])
     assert run(*arguments, "--set", "horse128", "--table", 2) == 2
     assert "holds no latent DPM of horse128" in capsys.readouterr().err
 
@@ -215,7 +224,7 @@ def test_aligned_celeba_is_cropped(tmp_path):
     assert np.array_equal(got.permute(1, 2, 0), pixels[57:57 + 128, 25:25 + 128])
 
 
-# ---- any model ------------------------------------------------------------------------------------------------------------
+# ---- any model -------------------------------------------------------------------------------------------------------
 
 
 def test_any_model(tmp_path, capsys):
@@ -236,7 +245,8 @@ def test_any_model(tmp_path, capsys):
         inferred = model.decode(z, model.invert(x_0, z, 2), 2)
     for row, x in (("random x_T", random), ("inferred x_T", inferred)):
         for name, metric in (("MSE", metrics.mse), ("SSIM", metrics.ssim), ("PSNR", metrics.psnr)):
-            assert report["reconstruction"]["2"][row][name]["value"] == pytest.approx(float(metric(x_0, x).mean()), rel=1e-4)
+            assert report["reconstruction"]["2"][row][name]["value"] == pytest.approx(float(metric(x_0, x).mean()),
+                                                                                      rel=1e-4)
     assert report["counts"] == {"images": 3} and report["data"] == "digits" and len(report["model"]["sha256"]) == 64
     assert report["reconstruction"]["2"]["random x_T"]["MSE"] != report["reconstruction"]["3"]["random x_T"]["MSE"]
 
@@ -254,11 +264,15 @@ def test_peeps_come_in_the_model_s_size():
     (["--model", "digits", "--count", "2", "--steps", "ten"], "--steps ten; want whole numbers"),
     (["--model", "digits", "--count", "2", "--device", "abacus"], "--device abacus"),
     (["--protocol", "paper"], "wants --released DIR and --data LMDB"),
-    (["--protocol", "paper", "--released", "nowhere", "--data", "x"], "nowhere holds no released model; want DIR/pre-trained-dpms"),
+    (["--protocol", "paper", "--released", "nowhere", "--data", "x"],
+     "nowhere holds no released model; want DIR/pre-trained-dpms"),
     (["--protocol", "paper", "--released", RELEASED, "--data", "nowhere"], "nowhere doesn't exist"),
-    (["--protocol", "paper", "--released", RELEASED, "--data", "x", "--set", "cats"], "--set cats; want one of ffhq128"),
-    (["--protocol", "paper", "--released", RELEASED, "--data", "x", "--samples", "19"], "--samples: 19; want a whole number, 20 or more"),
-    (["--protocol", "paper", "--released", RELEASED, "--data", "x", "--table", "2", "--inception", "nowhere.pt"], "nowhere.pt: no such"),
+    (["--protocol", "paper", "--released", RELEASED, "--data", "x", "--set", "cats"],
+     "--set cats; want one of ffhq128"),
+    (["--protocol", "paper", "--released", RELEASED, "--data", "x", "--samples", "19"],
+     "--samples: 19; want a whole number, 20 or more"),
+    (["--protocol", "paper", "--released", RELEASED, "--data", "x", "--table", "2", "--inception", "nowhere.pt"],
+     "nowhere.pt: no such"),
 ])
 def test_a_mistake_gives_one_line(argv, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

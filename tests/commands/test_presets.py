@@ -13,10 +13,12 @@ from pdae_lite.commands.settings import UsageError, listing, override, show
 from pdae_lite.presets import PRESETS, STAGES, LabelConfig
 from pdae_lite.training import train
 
-PAPER = {"celeba64": (72, 38), "ffhq128": (130, 64), "horse128": (130, 64), "bedroom128": (120, 70), "celebahq128": (52, 25),
+PAPER = {"celeba64": (72, 38), "ffhq128": (130, 64), "horse128": (130, 64), "bedroom128": (120, 70),
+         "celebahq128": (52, 25),
          "imagenet64": (77, 38)}  # million images: DPM, PDAE
 ANY = pytest.mark.parametrize("name", PRESETS)
-NETWORKS = {(p.unet, p.encoder, p.prediction): name for name, p in reversed(PRESETS.items())}  # several presets share theirs
+# several presets share theirs
+NETWORKS = {(p.unet, p.encoder, p.prediction): name for name, p in reversed(PRESETS.items())}
 DISTINCT = pytest.mark.parametrize("name", list(NETWORKS.values())[::-1])
 
 
@@ -46,7 +48,7 @@ def _on_meta(name):
         return dpm, preset.pdae(dpm), x_0, t, y
 
 
-# ---- values -----------------------------------------------------------------------------------------------------------
+# ---- values ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -54,21 +56,24 @@ def test_the_paper_s_training(name):
     preset = PRESETS[name]
     for config, images in zip((preset.pretrain, preset.train), PAPER[name]):
         assert 0 <= config.steps * config.batch_size - images * 1e6 < 128
-        assert (config.batch_size, config.lr, config.ema, config.weight_decay, config.flip) == (128, 1e-4, 0.9999, 0.0, True)
+        assert (config.batch_size, config.lr, config.ema, config.weight_decay,
+                config.flip) == (128, 1e-4, 0.9999, 0.0, True)
         assert config.warmup == config.decay == 0 and config.augment is None
     assert (preset.pretrain.weight, preset.train.weight) == ("simple", "pdae")
     assert (preset.prediction, preset.precondition) == ("epsilon", None)
     assert preset.schedule().to_config() == {"name": "linear", "T": 1000, "start": 1e-4, "end": 0.02}
     assert preset.train_diffae == preset.pretrain
     latent = preset.train_latent
-    assert (latent.batch_size, latent.lr, latent.weight_decay, preset.mlp.layers, preset.mlp.width) == (512, 1e-3, 0.01, 10, 2048)
+    assert (latent.batch_size, latent.lr, latent.weight_decay, preset.mlp.layers,
+            preset.mlp.width) == (512, 1e-3, 0.01, 10, 2048)
     assert latent.augment is None and latent.weight is None
     assert (preset.unet.dropout, preset.unet.num_heads, preset.encoder.z_dim) == (0.1, 1, 512)
 
 
 def test_the_paper_s_networks():
     """Widths, and the sizes and costs that follow: 98.6 million parameters and 37 + 111 GFLOP a pass at 128×128."""
-    for name, base, mult, size, total in (("ffhq128", 128, (1, 1, 2, 3, 4), 128, 98.6), ("celeba64", 64, (1, 2, 4, 8), 64, 64.0)):
+    for name, base, mult, size, total in (("ffhq128", 128, (1, 1, 2, 3, 4), 128, 98.6),
+                                          ("celeba64", 64, (1, 2, 4, 8), 64, 64.0)):
         unet = PRESETS[name].unet
         assert (unet.base_channels, unet.channel_mult, unet.image_size, unet.num_res_blocks) == (base, mult, size, 2)
         assert [size // factor for factor in unet.attention_downsampling] == [16]
@@ -94,7 +99,8 @@ def test_what_the_recipe_of_the_faces_is():
     peeps = PRESETS["peeps"]
     assert (peeps.pretrain.steps, peeps.train.steps, peeps.train_diffae.steps) == (7200, 5000, 5000)
     assert asdict(peeps.pretrain) | {"steps": 5000} == asdict(peeps.train)
-    assert (peeps.train.batch_size, peeps.train.lr, peeps.train.warmup, peeps.train.decay, peeps.train.ema) == (64, 1e-3, 300, 0.6, 0.999)
+    assert (peeps.train.batch_size, peeps.train.lr, peeps.train.warmup, peeps.train.decay,
+            peeps.train.ema) == (64, 1e-3, 300, 0.6, 0.999)
     assert peeps.train.flip and not PRESETS["digits"].train.flip
     assert (peeps.prediction, peeps.form, peeps.precondition, peeps.train.weight) == ("v", "difference", None, "v")
 
@@ -113,7 +119,7 @@ def test_gpu_recipes_take_the_minutes_that_they_claim(name, minutes):
     assert 2e6 * (millions(pdae)) < 15 * 2**20  # bytes of its float16 file
 
 
-# ---- networks ---------------------------------------------------------------------------------------------------------
+# ---- networks --------------------------------------------------------------------------------------------------------
 
 
 @DISTINCT
@@ -136,7 +142,8 @@ def test_shapes_end_to_end(name):
 
 def small(preset, stage):
     """A preset shrunk by settings, as one would on the command line."""
-    settings = ["train.steps=1", "train.batch_size=2", "train.precision=no", "train.compile=false", "train.workers=0", "train.warmup=0"]
+    settings = ["train.steps=1", "train.batch_size=2", "train.precision=no", "train.compile=false", "train.workers=0",
+                "train.warmup=0"]
     if "unet" in STAGES[stage]:
         settings += ["unet.base_channels=8", "unet.image_size=32"]
     if "encoder" in STAGES[stage] and not isinstance(preset.encoder, LabelConfig):
@@ -152,7 +159,8 @@ def small(preset, stage):
 def test_one_step_of_each_training(name):
     torch.manual_seed(0)
     preset = PRESETS[name]
-    images = data.Images(torch.randint(0, 256, (6, preset.unet.in_channels, 32, 32), dtype=torch.uint8), torch.arange(6) % 3)
+    images = data.Images(torch.randint(0, 256, (6, preset.unet.in_channels, 32, 32), dtype=torch.uint8),
+                         torch.arange(6) % 3)
     first = small(preset, "pretrain")
     dpm = train(first.dpm(), images, first.pretrain, schedule=first.schedule(), progress=False)
     second = small(preset, "pdae")
@@ -177,7 +185,7 @@ def test_resized():
         PRESETS["peeps64"].resized(40, 3)
 
 
-# ---- settings by name -------------------------------------------------------------------------------------------------
+# ---- settings by name ------------------------------------------------------------------------------------------------
 
 
 @ANY
@@ -191,9 +199,10 @@ def test_every_setting_can_be_written_and_read(name, stage):
 
 def test_override_changes_what_it_names_and_nothing_else():
     peeps = PRESETS["peeps"]
-    changed = override(peeps, ["train.lr=3e-4", "train.flip=no", "train.steps=7", "train.steps=8", "train.augment=affine",
-                               "unet.channel_mult=(1, 2)", "unet.attention_downsampling=", "unet.head_channels=16",
-                               "unet.data_range=none", "prediction=epsilon", "lmdb.crop=1,2,3,4"], STAGES["pretrain"])
+    changed = override(peeps,
+                       ["train.lr=3e-4", "train.flip=no", "train.steps=7", "train.steps=8", "train.augment=affine",
+                        "unet.channel_mult=(1, 2)", "unet.attention_downsampling=", "unet.head_channels=16",
+                        "unet.data_range=none", "prediction=epsilon", "lmdb.crop=1,2,3,4"], STAGES["pretrain"])
     assert changed == replace(
         peeps, prediction="epsilon", lmdb=replace(peeps.lmdb, crop=(1, 2, 3, 4)),
         pretrain=replace(peeps.pretrain, lr=3e-4, flip=False, steps=8, augment="affine"),
@@ -225,4 +234,5 @@ def test_settings_that_are_wrong_say_so_in_one_line(setting, says):
     with pytest.raises(ValueError) as e:
         override(PRESETS["peeps"], [setting], STAGES["pretrain"])
     assert says in str(e.value) and "\n" not in str(e.value)
-    assert isinstance(e.value, UsageError) or says in ("steps=0; want a whole number of at least 1", "image_size=20; want a multiple of 8")
+    assert (isinstance(e.value, UsageError)
+            or says in ("steps=0; want a whole number of at least 1", "image_size=20; want a multiple of 8"))

@@ -18,7 +18,7 @@ from pdae_lite.warning import PDAEWarning
 lmdb = pytest.importorskip("lmdb")
 
 
-# ---- folder -----------------------------------------------------------------------------------------------------------
+# ---- folder ----------------------------------------------------------------------------------------------------------
 
 
 def test_folder_is_recursive_sorted_and_ignores_other_files(tmp_path):
@@ -134,18 +134,21 @@ def test_training_takes_a_folder(tmp_path):
 
     for i in range(5):
         Image.fromarray(picture(seed=i)).save(tmp_path / f"{i}.png")
-    unet = UNet(UNetConfig(image_size=8, base_channels=32, channel_mult=(1,), num_res_blocks=1, attention_downsampling=()))
-    result = train(unet, data.folder(tmp_path, 8), schedule=NoiseSchedule.linear(), steps=2, batch_size=4, flip=True, progress=False)
+    unet = UNet(UNetConfig(image_size=8, base_channels=32, channel_mult=(1,), num_res_blocks=1,
+                           attention_downsampling=()))
+    result = train(unet, data.folder(tmp_path, 8), schedule=NoiseSchedule.linear(), steps=2, batch_size=4, flip=True,
+                   progress=False)
     assert result.history[-1]["images"] == 8 and result.history[-1]["loss"] > 0
 
 
-# ---- LMDB -------------------------------------------------------------------------------------------------------------
+# ---- LMDB ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefix, digits, format", [("256", 5, "JPEG"), ("256", 7, "PNG"), ("None", 7, "JPEG")])
 def test_lmdb_in_the_layouts_of_ffhq_lsun_and_celeba(tmp_path, prefix, digits, format):
     pictures = [picture(32, 32, seed=i) for i in range(4)]
-    path = write_lmdb(tmp_path / "x.lmdb", {f"{prefix}-{i:0{digits}d}": encoded(p, format) for i, p in enumerate(pictures)}, 4)
+    path = write_lmdb(tmp_path / "x.lmdb",
+                      {f"{prefix}-{i:0{digits}d}": encoded(p, format) for i, p in enumerate(pictures)}, 4)
     images = data.lmdb(path, 32)
     assert len(images) == 4 and images[2].dtype == torch.uint8 and images.key(2) == f"{prefix}-{2:0{digits}d}"
     for i, expected in enumerate(pictures):
@@ -157,7 +160,8 @@ def test_lmdb_in_the_layouts_of_ffhq_lsun_and_celeba(tmp_path, prefix, digits, f
 def test_lmdb_crops_celeba_as_in_the_literature(tmp_path):
     aligned = picture(218, 178)
     path = write_lmdb(tmp_path / "celeba.lmdb", {"None-0000000": encoded(aligned)}, 1)
-    assert np.array_equal(data.lmdb(path, 128, crop=data.CELEBA64_CROP)[0].permute(1, 2, 0), aligned[57:57 + 128, 25:25 + 128])
+    assert np.array_equal(data.lmdb(path, 128, crop=data.CELEBA64_CROP)[0].permute(1, 2, 0),
+                          aligned[57:57 + 128, 25:25 + 128])
     assert data.lmdb(path, 64, crop=data.CELEBA64_CROP)[0].shape == (3, 64, 64)
     with pytest.raises(data.Unreadable, match="None-0000000 .218×178 pixels, too small for the crop"):
         data.lmdb(path, 64, crop=(100, 25, 128, 128))[0]
@@ -186,7 +190,8 @@ def test_lmdb_ranges_resolutions_and_gaps(tmp_path):
 
 @pytest.mark.parametrize("numbers, length, says", [
     (range(4), 9, "4 images; its 'length' says 9"), (range(1, 5), 4, "4 images, numbered from 1; its 'length' says 4"),
-    ((0, 1, 4, 5), 6, "4 images, without 8-00002, 8-00003; its 'length' says 6"), (range(6), 4, "6 images; its 'length' says 4"),
+    ((0, 1, 4, 5), 6, "4 images, without 8-00002, 8-00003; its 'length' says 6"),
+    (range(6), 4, "6 images; its 'length' says 4"),
     ((0, 99_999, 100_000), 3, "3 images, without 8-00001, .* and others"), (range(4), 4, None)])
 def test_an_lmdb_holds_the_images_that_its_keys_say(tmp_path, numbers, length, says):
     shown = {i: picture(8, 8, seed=i) for i in numbers}
@@ -226,19 +231,21 @@ def test_lmdb_is_read_by_worker_processes(tmp_path, method):
     assert torch.equal(here, there)
 
 
-# ---- torchvision ------------------------------------------------------------------------------------------------------
+# ---- torchvision -----------------------------------------------------------------------------------------------------
 
 
 def test_mnist_comes_padded_from_a_folder_that_holds_it(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    pixels, labels = np.arange(3 * 784, dtype=np.uint32).astype(np.uint8).reshape(3, 28, 28), np.array([7, 0, 9], np.uint8)
+    pixels, labels = np.arange(3 * 784, dtype=np.uint32).astype(np.uint8).reshape(3, 28, 28), np.array([7, 0, 9],
+                                                                                                       np.uint8)
     for part in ("train", "t10k"):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, 3, 28, 28) + pixels.tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 3) + labels.tobytes())
     for split in ("train", "test"):
         mnist = data.torchvision_set("mnist", split, tmp_path)
-        assert mnist.images.shape == (3, 1, 32, 32) and mnist.images.dtype == torch.uint8 and mnist.labels.tolist() == [7, 0, 9]
+        assert (mnist.images.shape == (3, 1, 32, 32) and mnist.images.dtype == torch.uint8
+                and mnist.labels.tolist() == [7, 0, 9])
         assert np.array_equal(mnist.images[:, 0, 2:-2, 2:-2], pixels) and int(mnist.images[:, :, :2].max()) == 0
 
 

@@ -88,11 +88,12 @@ def some_lmdb(path, broken):
     return data.lmdb(write_lmdb(path, items, 18), 16)
 
 
-# ---- reading ----------------------------------------------------------------------------------------------------------
+# ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 @settings(derandomize=True, deadline=None, max_examples=15)
-@given(st.sets(st.tuples(st.integers(0, 2), st.integers(0, PER_CLASS - 1)), max_size=17), st.integers(1, 7), st.randoms())
+@given(st.sets(st.tuples(st.integers(0, 2), st.integers(0, PER_CLASS - 1)), max_size=17), st.integers(1, 7),
+       st.randoms())
 def test_every_reader_leaves_out_the_same_images_with_their_labels(tmp_path_factory, broken, size, random):
     root = classes(tmp_path_factory.mktemp("x") / "classes", broken)
     whole = [i for i in range(18) if divmod(i, PER_CLASS) not in broken]
@@ -133,13 +134,14 @@ def test_a_set_of_which_nothing_can_be_read_is_refused(tmp_path):
     images = data.folder(classes(tmp_path / "c", [(a, b) for a in range(3) for b in range(PER_CLASS)]), 16)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for reader in (lambda: list(data.readable(images)), lambda: next(data.in_batches(images, 4)), lambda: pick(images, 3),
+        for reader in (lambda: list(data.readable(images)), lambda: next(data.in_batches(images, 4)),
+                       lambda: pick(images, 3),
                        lambda: train(small(), images, schedule=SCHEDULE, steps=1, batch_size=2, progress=False)):
             with pytest.raises(ValueError, match=r"none of .*18 images can be read: .*png"):
                 reader()
 
 
-# ---- training ---------------------------------------------------------------------------------------------------------
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 def small():
@@ -185,16 +187,17 @@ def test_training_tells_at_the_next_log_entry(tmp_path):
     with pytest.warns(PDAEWarning) as said:
         train(small(), images, schedule=SCHEDULE, steps=10, batch_size=4, log_every=5, progress=False)
     told_of = [str(w.message) for w in said if "left out" in str(w.message)]
-    assert 1 <= len(told_of) <= 2 and told_of[-1].startswith("4 of 18") and sum(m.count("truncated") for m in told_of) == 4
+    assert (1 <= len(told_of) <= 2 and told_of[-1].startswith("4 of 18")
+            and sum(m.count("truncated") for m in told_of) == 4)
 
 
-# ---- what belongs to a run --------------------------------------------------------------------------------------------
+# ---- what belongs to a run -------------------------------------------------------------------------------------------
 
 
 def test_a_run_goes_on_with_the_same_files_alone(tmp_path):
     def go(root, steps=4, **options):
-        return train(small(), data.folder(root, 16, **options), schedule=SCHEDULE, steps=steps, batch_size=4, save_every=2,
-                     out=tmp_path / "run", progress=False)
+        return train(small(), data.folder(root, 16, **options), schedule=SCHEDULE, steps=steps, batch_size=4,
+                     save_every=2, out=tmp_path / "run", progress=False)
 
     root = classes(tmp_path / "c")
     go(root)
@@ -234,8 +237,10 @@ def test_fingerprints_tell_sets_apart(tmp_path):
     np.save(tmp_path / "a.npy", array)
     np.save(tmp_path / "b.npy", array[::-1])
     lmdb = some_lmdb(tmp_path / "x.lmdb", ())
-    sets = [data.folder(root, 16), data.folder(root, 16, background=0), open_source(f"classes:{root}", 16, 3), celeba(()),
-            data.stack(tmp_path / "a.npy", 16), data.stack(tmp_path / "b.npy", 16), lmdb, data.lmdb(tmp_path / "x.lmdb", 16, start=1),
+    sets = [data.folder(root, 16), data.folder(root, 16, background=0), open_source(f"classes:{root}", 16, 3),
+            celeba(()),
+            data.stack(tmp_path / "a.npy", 16), data.stack(tmp_path / "b.npy", 16), lmdb,
+            data.lmdb(tmp_path / "x.lmdb", 16, start=1),
             Subset(lmdb, [0, 1]), Subset(lmdb, [1, 0])]
     prints = [data.fingerprint(images) for images in sets]
     assert all(len(p) == 64 for p in prints) and len(set(prints)) == len(prints)
@@ -243,7 +248,7 @@ def test_fingerprints_tell_sets_apart(tmp_path):
     assert data.fingerprint(data.digits("test")) is None and data.fingerprint(Subset(data.digits("test"), [0])) is None
 
 
-# ---- codes, probes, measurements --------------------------------------------------------------------------------------
+# ---- codes, probes, measurements -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +262,8 @@ def grey(tmp_path):
     name = f"classes:{classes(tmp_path / 'c', BROKEN)}"
     whole = [i for i in range(18) if divmod(i, PER_CLASS) not in BROKEN]
     images = open_source(name, 16, 1)
-    return SimpleNamespace(name=name, images=images, whole=whole, x=data.to_float(torch.stack([images[i][0] for i in whole])))
+    return SimpleNamespace(name=name, images=images, whole=whole,
+                           x=data.to_float(torch.stack([images[i][0] for i in whole])))
 
 
 def test_codes_and_labels_stay_together(model, grey):
@@ -281,7 +287,8 @@ def test_measurements_count_each_image_once(model, grey):
         rows = reconstruction(model, grey.images, steps=2, batch_size=4)
     whole = reconstruction(model, grey.x, steps=2, batch_size=4)
     assert rows["inferred x_T"]["MSE"].n == (14,)
-    assert rows["inferred x_T"]["MSE"].value == pytest.approx(whole["inferred x_T"]["MSE"].value, rel=1e-4)  # no noise is drawn for it
+    # no noise is drawn for it
+    assert rows["inferred x_T"]["MSE"].value == pytest.approx(whole["inferred x_T"]["MSE"].value, rel=1e-4)
     net = FeatureNet(FeatureConfig("tiny", ("a", "b"), image_size=16)).eval()
     with pytest.warns(PDAEWarning, match="4 of 18 images"):
         features = extract(net, grey.images, batch_size=5)
@@ -298,8 +305,10 @@ def test_commands_leave_them_out(model, tmp_path, monkeypatch, capsys):
     labels = [i // 12 for i in range(36) if divmod(i, 12) not in broken]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert main(["probe", "--model", "model.safetensors", "--data", name, "--l2", "0.1", "--out", "probe.safetensors"]) == 0
-        assert main(["evaluate", "--model", "model.safetensors", "--data", name, "--steps", "2", "--json", "e.json"]) == 0
+        assert main(["probe", "--model", "model.safetensors", "--data", name, "--l2", "0.1", "--out",
+                     "probe.safetensors"]) == 0
+        assert main(["evaluate", "--model", "model.safetensors", "--data", name, "--steps", "2", "--json",
+                     "e.json"]) == 0
         assert main(["doctor", "model.safetensors", "--data", name, "--train", name, "--labels", "--checks", "probes",
                      "--json", "d.json"]) == 0
     written = json.loads((tmp_path / "probe.json").read_text())

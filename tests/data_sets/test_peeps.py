@@ -27,11 +27,13 @@ def shares(images, *colors):
 def test_shapes_and_kinds(peeps):
     for split, n in (("train", 10_500), ("valid", 500), ("test", 1_000)):
         faces = peeps[split]
-        assert faces.images.shape == (n, 3, 64, 64) and faces.images.dtype == torch.uint8 and faces.images.is_contiguous()
+        assert (faces.images.shape == (n, 3, 64, 64) and faces.images.dtype == torch.uint8
+                and faces.images.is_contiguous())
         assert faces.labels.shape == (n, len(faces.attributes)) and faces.labels.dtype == torch.int64
         assert set(faces.labels.unique().tolist()) == {0, 1}
         assert faces.pose.shape == (n, 5) and faces.pose.dtype == torch.float32
-        assert faces.attributes == peeps["train"].attributes and len(set(faces.attributes)) == len(faces.attributes) >= 20
+        assert (faces.attributes == peeps["train"].attributes and len(set(faces.attributes)) == len(faces.attributes)
+                >= 20)
     image, label = peeps["test"][7]
     assert torch.equal(image, peeps["test"].images[7]) and torch.equal(label, peeps["test"].labels[7])
     assert peeps["test"].floats(slice(2)).min() >= -1
@@ -70,7 +72,8 @@ def test_labels_agree_with_pixels(peeps):
         dark, light = shares(faces.images, "ae5d29", "694d3d"), shares(faces.images, "ffdbb4", "edb98a")
         middle = shares(faces.images, "d08b5b")
         most = torch.stack([middle, dark, light], 1).argmax(1)
-        assert torch.equal(most == 1, faces.column("dark_skin").bool()) and torch.equal(most == 2, faces.column("light_skin").bool())
+        assert (torch.equal(most == 1, faces.column("dark_skin").bool())
+                and torch.equal(most == 2, faces.column("light_skin").bool()))
         tinted = shares(faces.images, "e8e1e1", "ecdcbf", "d6b370", "f59797", "b58143")
         assert tinted[faces.column("light_hair").bool()].min() >= 5
         # A medical mask is white, a respirator teal: in the middle of the picture little else is so much of either.
@@ -82,7 +85,8 @@ def test_labels_agree_with_pixels(peeps):
 
 def test_smaller_faces_are_means_of_squares(peeps):
     small = data.peeps("valid", size=16)
-    assert small.images.shape == (500, 3, 16, 16) and small.images.dtype == torch.uint8 and torch.equal(small.labels, peeps["valid"].labels)
+    assert (small.images.shape == (500, 3, 16, 16) and small.images.dtype == torch.uint8
+            and torch.equal(small.labels, peeps["valid"].labels))
     expected = peeps["valid"].images[7, 2, 20:24, 8:12].double().mean()
     assert abs(float(small.images[7, 2, 5, 2]) - expected) <= 0.5
     before, after = data.peeps_counterfactuals("mask", size=32)
@@ -97,7 +101,8 @@ def test_mirrored_faces_look_left(peeps):
     faces = peeps["train"]
     bald = faces.column("bald").bool() & (faces.column("dark_skin") == 0) & (faces.column("light_skin") == 1)
     images, left = faces.images[bald], faces.column("facing_left")[bald].bool()
-    skin = sum((images == torch.tensor(c, dtype=torch.uint8)[:, None, None]).all(1).float() for c in ((255, 219, 180), (237, 185, 138)))
+    skin = sum((images == torch.tensor(c, dtype=torch.uint8)[:, None, None]).all(1).float()
+               for c in ((255, 219, 180), (237, 185, 138)))
     ink = (images == 0).all(1)[:, 22:46].float()  # eyes, brows, nose and mouth, beside the outline
     x = torch.arange(64.0)
     centre = (skin.sum(1) * x).sum(1) / skin.sum((1, 2))
@@ -105,8 +110,9 @@ def test_mirrored_faces_look_left(peeps):
     assert off[left].mean() < -1 and off[~left].mean() > 1
 
 
-@pytest.mark.parametrize("edit, box, least", [("glasses", 0.15, 50), ("sunglasses", 0.14, 80), ("facial_hair", 0.15, 80),
-                                              ("mask", 0.22, 200), ("smile", 0.10, 40), ("hat", 0.75, 500)])
+@pytest.mark.parametrize("edit, box, least",
+                         [("glasses", 0.15, 50), ("sunglasses", 0.14, 80), ("facial_hair", 0.15, 80),
+                          ("mask", 0.22, 200), ("smile", 0.10, 40), ("hat", 0.75, 500)])
 def test_pairs_differ_in_a_small_box_only(peeps, edit, box, least):
     before, after = data.peeps_counterfactuals(edit)
     assert before.shape == after.shape == (200, 3, 64, 64) and before.dtype == after.dtype == torch.uint8
@@ -115,7 +121,8 @@ def test_pairs_differ_in_a_small_box_only(peeps, edit, box, least):
     for one in changed:
         rows, columns = one.any(1).nonzero(), one.any(0).nonzero()
         areas.append(float((rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)) / 64**2)
-    assert max(areas) < box and changed.sum((1, 2)).min() >= least  # "hat" draws the head anew, not the shirt, not the ground
+    # "hat" draws the head anew, not the shirt, not the ground
+    assert (max(areas) < box and changed.sum((1, 2)).min() >= least)
     assert not changed[:, -5:].any()
 
 
@@ -129,7 +136,8 @@ def test_the_image_before_is_a_test_image_without_the_attribute(peeps, edit, abs
     chosen = [place[image.numpy().tobytes()] for image in before]  # KeyError: not a test image
     assert len(set(chosen)) == 200
     assert all(test.column(name)[chosen].sum() == 0 for name in absent)
-    assert not {image.numpy().tobytes() for image in peeps["train"].images} & {image.numpy().tobytes() for image in after}
+    assert not {image.numpy().tobytes() for image in peeps["train"].images} & {image.numpy().tobytes()
+                                                                               for image in after}
 
 
 def test_edits_change_colours_as_they_should():

@@ -45,7 +45,8 @@ def test_int16_like_ct_by_its_own_extremes_or_by_a_window(tmp_path):
     assert window.fingerprint != images.fingerprint
 
 
-@pytest.mark.parametrize("dtype, scale", [(np.uint8, 1), (np.uint16, 257), (np.float32, 1 / 255), (np.float16, 1 / 255), (np.float64, 1),
+@pytest.mark.parametrize("dtype, scale", [(np.uint8, 1), (np.uint16, 257), (np.float32, 1 / 255), (np.float16, 1 / 255),
+                                          (np.float64, 1),
                                           (np.uint32, 1), (">u2", 257)])
 def test_layouts_and_types(tmp_path, dtype, scale):
     pictures = np.stack([picture(10, 10, seed=i) for i in range(4)])
@@ -57,7 +58,8 @@ def test_layouts_and_types(tmp_path, dtype, scale):
         grey = data.stack(saved(tmp_path / "c.npy", colour[..., 0]), 10, 1)
     for i in range(4):
         assert np.abs(last[i].numpy().astype(int) - pictures[i].transpose(2, 0, 1)).max() <= 1
-        assert torch.equal(last[i], first[i]) and np.abs(grey[i][0].numpy().astype(int) - pictures[i, ..., 0]).max() <= 1
+        assert (torch.equal(last[i], first[i]) and np.abs(grey[i][0].numpy().astype(int) - pictures[i, ..., 0]).max()
+                <= 1)
 
 
 def test_it_is_cropped_and_resized_like_a_file(tmp_path):
@@ -65,21 +67,24 @@ def test_it_is_cropped_and_resized_like_a_file(tmp_path):
 
     wide = picture(40, 60)
     Image.fromarray(wide).save(tmp_path / "a.png")
-    assert torch.equal(data.stack(saved(tmp_path / "a.npy", wide[None]), 16)[0], data.read_image(tmp_path / "a.png", 3, 16))
+    assert torch.equal(data.stack(saved(tmp_path / "a.npy", wide[None]), 16)[0],
+                       data.read_image(tmp_path / "a.png", 3, 16))
     mask = data.stack(saved(tmp_path / "m.npy", np.eye(8, dtype=bool)[None]), 8, 1)
     assert np.array_equal(mask[0][0], np.eye(8) * 255)
 
 
 def test_npz_with_labels(tmp_path):
     images, labels = ct().astype(np.uint8), np.arange(6)[:, None] % 3
-    path = saved(tmp_path / "med.npz", None, train_images=images, train_labels=labels, test_images=images[:2], test_labels=labels[:2])
+    path = saved(tmp_path / "med.npz", None, train_images=images, train_labels=labels, test_images=images[:2],
+                 test_labels=labels[:2])
     train = data.stack(path, 12, 1)
     assert len(train) == 6 and train.labels.tolist() == [0, 1, 2, 0, 1, 2] and train.labels.dtype == torch.int64
     assert [label.item() for _, _, label in data.readable(train)] == train.labels.tolist()
     assert len(data.stack(path, 12, 1, key="test_images")) == 2
     assert len(open_source(f"stack:{path}:test_images", 12, 1)) == 2 and len(open_source(str(path), 12, 1)) == 6
     assert not hasattr(data.stack(saved(tmp_path / "one.npz", None, pixels=images, labels=labels[:4]), 12, 1), "labels")
-    refuses("holds a, b; choose an array of images by key=", data.stack, saved(tmp_path / "two.npz", None, a=images, b=images), 12)
+    refuses("holds a, b; choose an array of images by key=", data.stack,
+            saved(tmp_path / "two.npz", None, a=images, b=images), 12)
 
 
 def test_it_refuses_in_one_line(tmp_path):
@@ -115,7 +120,8 @@ def test_workers_open_the_file_again(tmp_path):
 
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(hnp.arrays(st.sampled_from([np.int8, np.uint8, np.int16, np.uint16, np.int64, np.float16, np.float64]),
-                  hnp.array_shapes(min_dims=3, max_dims=3, min_side=5, max_side=9), elements={"min_value": 0, "max_value": 100}))
+                  hnp.array_shapes(min_dims=3, max_dims=3, min_side=5, max_side=9),
+                  elements={"min_value": 0, "max_value": 100}))
 def test_any_stack_keeps_order_of_brightness(tmp_path_factory, values):
     path = saved(tmp_path_factory.mktemp("x") / "a.npy", values)
     side = min(values.shape[1:])

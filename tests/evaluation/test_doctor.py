@@ -105,7 +105,7 @@ def look_at(model, *checks, **more):
     return report[checks[0]] if len(checks) == 1 else report
 
 
-# ---- a perfect model --------------------------------------------------------------------------------------------------
+# ---- a perfect model -------------------------------------------------------------------------------------------------
 
 
 def test_a_perfect_model_passes():
@@ -146,7 +146,7 @@ def test_images_are_picked_from_tensors_and_data_sets_alike():
     assert x.dtype == torch.float32 and x.min() == -1 and x.max() <= 1
 
 
-# ---- broken ones ------------------------------------------------------------------------------------------------------
+# ---- broken ones -----------------------------------------------------------------------------------------------------
 
 
 def test_an_untrained_pdae_ignores_z_and_fills_nothing():
@@ -158,7 +158,8 @@ def test_an_untrained_pdae_ignores_z_and_fills_nothing():
     assert "z is ignored" in report["z"].says and report["z"].numbers["change"] == [0.0] * 5
 
 
-@pytest.mark.parametrize("change", [lambda z: z.flip(1), lambda z: z.roll(1, 0), lambda z: -z], ids=["dimensions", "images", "sign"])
+@pytest.mark.parametrize("change", [lambda z: z.flip(1), lambda z: z.roll(1, 0), lambda z: -z],
+                         ids=["dimensions", "images", "sign"])
 def test_codes_that_are_mixed_up(change):
     report = look_at(exact(change), "fill", "z")
     assert [f.verdict for f in report.findings] == ["bad", "bad"]
@@ -201,7 +202,8 @@ def test_noise_that_is_predicted_too_small_gives_x_T_that_is(factor, verdict):
             x, t = features
             s = LINEAR.at("sqrt_one_minus_alpha_bar", t, x)
             eps = WORLD.denoiser(LINEAR)(x, t)
-            return super().forward(features, z) + (1 - factor) * (eps - s * super().forward(features, z)) / s  # factor · ε̂
+            # factor · ε̂
+            return (super().forward(features, z) + (1 - factor) * (eps - s * super().forward(features, z)) / s)
 
     model = PDAE(ExactDPM(), Components(), LINEAR, Scaled())
     found = look_at(model, "x_T")
@@ -224,7 +226,8 @@ def test_diffae_has_no_fill_but_all_else():
     from pdae_lite.diffae import DiffAE
 
     schedule, images = NoiseSchedule.linear(20, 1e-3, 0.4), torch.rand(30, 1, 16, 16) * 2 - 1
-    model = DiffAE(UNet(UNetConfig(16, 1, 8, (1, 2), 1, (2,), z_dim=4)), SemanticEncoder(EncoderConfig(16, 1, (8, 8), 0, 2, 4)), schedule)
+    model = DiffAE(UNet(UNetConfig(16, 1, 8, (1, 2), 1, (2,), z_dim=4)),
+                   SemanticEncoder(EncoderConfig(16, 1, (8, 8), 0, 2, 4)), schedule)
     report = examine(model.eval(), images[:10], images[10:])
     assert [f.check for f in report.findings] == ["codes", "z", "overfitting", "x_T", "reconstruction", "memorisation"]
     assert report["z"].verdict == "bad" and "images rebuilt from z" in report["memorisation"].says
@@ -232,14 +235,15 @@ def test_diffae_has_no_fill_but_all_else():
         examine(model, images, checks=["fill"])
 
 
-# ---- measurements by algebra ------------------------------------------------------------------------------------------
+# ---- measurements by algebra -----------------------------------------------------------------------------------------
 
 
 def test_statistics_of_noise():
     g = torch.Generator().manual_seed(0)
     x = torch.randn(200, 1, 16, 16, generator=g)
     s = noise_statistics(x)
-    for key, value, slack in (("mean", 0, 0.02), ("std", 1, 0.02), ("pixel_means", 1, 0.15), ("neighbours", 0, 0.02), ("kurtosis", 0, 0.1),
+    for key, value, slack in (("mean", 0, 0.02), ("std", 1, 0.02), ("pixel_means", 1, 0.15), ("neighbours", 0, 0.02),
+                              ("kurtosis", 0, 0.1),
                               ("brightness", 1, 0.2)):
         assert s[key] == pytest.approx(value, abs=slack), key
     assert noise_statistics(x + torch.ones(1, 16, 16))["pixel_means"] == pytest.approx(200**0.5, rel=0.02)
@@ -271,7 +275,8 @@ def test_inversion_of_noised_images_is_noise_and_of_clean_ones_is_not(monkeypatc
     x = HELD_OUT.flatten(1) - mean
     images = (0.9 * (x - x @ flat @ flat.T) + mean).reshape(HELD_OUT.shape)
     z = model.encode(images)
-    noisy, clean = noisy_invert(model, images, z, grid, torch.Generator().manual_seed(0)), model.invert(images, z, grid=grid)
+    noisy, clean = noisy_invert(model, images, z, grid, torch.Generator().manual_seed(0)), model.invert(images, z,
+                                                                                                        grid=grid)
     assert (clean.flatten(1) @ flat).std(0).max() < 1e-3
     assert (noisy.flatten(1) @ flat).std() == pytest.approx(1, abs=0.1)
 
@@ -287,12 +292,13 @@ def test_the_linear_reference_of_fewer_images_than_pixels():
     assert torch.allclose(linear.denoiser(LINEAR, few[:3])(x_t, t), full.denoiser(LINEAR, few[:3])(x_t, t), atol=1e-4)
 
 
-# ---- the shipped model, the command, mistakes -------------------------------------------------------------------------
+# ---- the shipped model, the command, mistakes ------------------------------------------------------------------------
 
 
 def test_the_shipped_digits_model_is_well():
     digits = {split: data.digits(split) for split in ("train", "test")}
-    report = examine(pdae_lite.load("digits"), digits["test"], digits["train"], digits["test"].labels, digits["train"].labels, images=10,
+    report = examine(pdae_lite.load("digits"), digits["test"], digits["train"], digits["test"].labels,
+                     digits["train"].labels, images=10,
                      checks=["codes", "fill", "z", "overfitting", "probes"])
     assert report.verdict == "ok", str(report)
     assert report["fill"].numbers["mean"] > report["fill"].numbers["linear_mean"]
@@ -300,11 +306,13 @@ def test_the_shipped_digits_model_is_well():
 
 def test_the_command(tmp_path, capsys):
     path = tmp_path / "doctor.json"
-    assert main.main(["doctor", "digits", "--images", "10", "--checks", "codes,z", "--labels", "--json", str(path)]) == 0
+    assert main.main(["doctor", "digits", "--images", "10", "--checks", "codes,z", "--labels", "--json",
+                      str(path)]) == 0
     out = capsys.readouterr().out
     assert out.startswith("PDAE, z_dim 32, on 10 images of 1×32×32\nok    codes") and "\nok    z  " in out
     report = json.loads(path.read_text())
-    assert (report["data"], report["verdict"], [f["check"] for f in report["findings"]]) == ("digits", "ok", ["codes", "z"])
+    assert (report["data"], report["verdict"], [f["check"] for f in report["findings"]]) == ("digits", "ok",
+                                                                                             ["codes", "z"])
 
 
 @pytest.mark.parametrize("argv, says", [
@@ -335,4 +343,5 @@ def test_images_that_do_not_fit():
             examine(exact(), images)
     with pytest.raises(ValueError, match="119 labels for 120 images"):
         examine(exact(), HELD_OUT, labels=LABELS[:-1], checks=["probes"])
-    assert float(nearest_distance(Features(HELD_OUT.flatten(1)), Features(TRAIN.flatten(1))).min()) > 0  # nothing is in both
+    # nothing is in both
+    assert float(nearest_distance(Features(HELD_OUT.flatten(1)), Features(TRAIN.flatten(1))).min()) > 0

@@ -12,7 +12,8 @@ DATA = Path(__file__).parents[1] / "data"
 
 @functools.cache
 def fixture(name: str) -> Path:
-    """A folder of tests/data by its name, with its .xz files unpacked: once a process, into a folder that goes with it."""
+    """A folder of tests/data by its name, with its .xz files unpacked: once a process, into a folder that goes with
+    it."""
     folder = Path(tempfile.mkdtemp(prefix="pdae_lite_fixtures_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     unpacked = folder / name

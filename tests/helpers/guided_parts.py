@@ -70,7 +70,7 @@ def similarity(x):
     return (x[:, None] * PATTERNS).mean((2, 3, 4))
 
 
-# ---- the ideal denoiser of a Gaussian mixture: every answer in closed form ---------------------------------------------
+# ---- the ideal denoiser of a Gaussian mixture: every answer in closed form -------------------------------------------
 
 
 class Mixture:
@@ -85,7 +85,8 @@ class Mixture:
     def _noisy(self, x_t, t):
         """x_t of class k ~ N(√ᾱ m_k, diag s_k): its residual and s_k, [N, K, 64]."""
         a = at("sqrt_alpha_bar", x_t, t).flatten(1)[:, None]
-        return x_t.flatten(1)[:, None] - a * self.m, a**2 * self.v + at("sqrt_one_minus_alpha_bar", x_t, t).flatten(1)[:, None] ** 2
+        return (x_t.flatten(1)[:, None] - a * self.m,
+                a**2 * self.v + at("sqrt_one_minus_alpha_bar", x_t, t).flatten(1)[:, None] ** 2)
 
     def log_joint(self, x_t, t):
         """log π_k p(x_t | k) up to a constant: [N, K], a classifier that isn't normalised."""

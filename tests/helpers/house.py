@@ -1,4 +1,5 @@
-"""The rules of the house, each a function over a source tree: root -> what breaks it, one line each. Read by `ast`: nothing is run.
+"""The rules of the house, each a function over a source tree: root -> what breaks it, one line each. Read by `ast`:
+nothing is run.
 
     python tests/helpers/house.py        what is broken, and the sizes
 """
@@ -29,8 +30,10 @@ LEVELS = [
     {"__main__"},
 ]
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
-EXTRAS = ("interop.diffusers", "data.lmdb", "viz.sliders")  # modules that need an optional extra: these may be loaded when used
-BY_NAME = {"", "checkpoint", "commands.main"}  # where modules are loaded by their names: the front door, saved types, commands
+# modules that need an optional extra: these may be loaded when used
+EXTRAS = ("interop.diffusers", "data.lmdb", "viz.sliders")
+# where modules are loaded by their names: the front door, saved types, commands
+BY_NAME = {"", "checkpoint", "commands.main"}
 MOST_INSIDE, MOST_LINES, MOST_CHARACTERS, LONGEST_FILE, LONGEST_LINE, MOST_METHOD = 25, 8600, 420_000, 300, 120, 2600
 METHOD = ("schedule", "losses", "sampling", "autoencoder", "pdae", "networks", "training")
 NOT_METHOD = ("networks.classifier",)
@@ -180,8 +183,10 @@ def no_circles(root: Path) -> list[str]:
     files = file_graph(root)
     rooms = {}
     for name, uses in files.items():
-        rooms.setdefault(name.split(".")[0], set()).update(t.split(".")[0] for t in uses if t.split(".")[0] != name.split(".")[0])
-    return [f"circle of {kind}: {', '.join(group)}" for kind, graph in (("files", files), ("rooms", rooms)) for group in _circles(graph)]
+        rooms.setdefault(name.split(".")[0],
+                         set()).update(t.split(".")[0] for t in uses if t.split(".")[0] != name.split(".")[0])
+    return [f"circle of {kind}: {', '.join(group)}" for kind, graph in (("files", files), ("rooms", rooms))
+            for group in _circles(graph)]
 
 
 def _inside(root: Path) -> list[tuple[str, bool]]:
@@ -193,13 +198,15 @@ def _inside(root: Path) -> list[tuple[str, bool]]:
         found.append((f"{i.source.where(i.node)} imports {i.target or i.name}", ours))
     for module in modules(root).values():
         for node, inside in walk(module.tree):
-            if inside and isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            if inside and isinstance(node,
+                                     ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
                 found.append((f"{module.where(node)} loads a module by its name", module.name in BY_NAME))
     return found
 
 
 def imports_stand_at_the_top(root: Path) -> list[str]:
-    """No import of our own inside a function, but in the front door, of an optional extra's module, of a command that is run."""
+    """No import of our own inside a function, but in the front door, of an optional extra's module, of a command that
+    is run."""
     inside = _inside(root)
     broken = [where for where, allowed in inside if not allowed]
     allowed = len(inside) - len(broken)
@@ -255,7 +262,8 @@ def _defined(module: Module) -> set[str]:
 
 
 def private_names_stay_home(root: Path) -> list[str]:
-    """No name with a leading underscore is taken from another file, or used on what another file made; inherited ones neither."""
+    """No name with a leading underscore is taken from another file, or used on what another file made; inherited ones
+    neither."""
     broken = [f"{i.source.where(i.node)} takes {i.name or i.target} from {i.target}" for i in imports(root)
               if _private(i.name) or any(map(_private, i.target.split(".")))]
     defined = {m.name: _defined(m) for m in modules(root).values()}
@@ -276,13 +284,15 @@ def _lines(text: str) -> int:
 
 def files_are_short(root: Path) -> list[str]:
     """No file of the package over 300 lines."""
-    return [f"{PACKAGE}/{m.path.as_posix()}: {_lines(m.text)} lines; at most {LONGEST_FILE}" for m in modules(root).values()
+    return [f"{PACKAGE}/{m.path.as_posix()}: {_lines(m.text)} lines; at most {LONGEST_FILE}"
+            for m in modules(root).values()
             if _lines(m.text) > LONGEST_FILE]
 
 
 def lines_are_short(root: Path) -> list[str]:
     """No line of the package over 120 characters."""
-    return [f"{PACKAGE}/{m.path.as_posix()}:{n}: {len(line)} characters; at most {LONGEST_LINE}" for m in modules(root).values()
+    return [f"{PACKAGE}/{m.path.as_posix()}:{n}: {len(line)} characters; at most {LONGEST_LINE}"
+            for m in modules(root).values()
             for n, line in enumerate(m.text.splitlines(), 1) if len(line) > LONGEST_LINE]
 
 
@@ -317,7 +327,8 @@ def scripts_do_not_grow(root: Path) -> list[str]:
 
 def tracked_bytes(root: Path) -> int:
     """Size of all that git tracks, as it lies in the working tree."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True).stdout.decode().split("\0")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True,
+                            check=True).stdout.decode().split("\0")
     return sum((root / name).lstat().st_size for name in listed if name and (root / name).is_file())
 
 
@@ -328,8 +339,9 @@ def repository_is_light(root: Path) -> list[str]:
 
 
 RULES: list[Callable[[Path], list[str]]] = [
-    every_room_is_planned, imports_run_downwards, no_circles, imports_stand_at_the_top, only_commands_speak, private_names_stay_home,
-    files_are_short, lines_are_short, package_is_small, method_is_small, scripts_do_not_grow, repository_is_light]
+    every_room_is_planned, imports_run_downwards, no_circles, imports_stand_at_the_top, only_commands_speak,
+    private_names_stay_home, files_are_short, lines_are_short, package_is_small, method_is_small, scripts_do_not_grow,
+    repository_is_light]
 
 
 def longest_chain(root: Path) -> list[str]:
@@ -338,7 +350,8 @@ def longest_chain(root: Path) -> list[str]:
 
     def down(name: str, path: tuple[str, ...]) -> list[str]:
         if name not in best:
-            best[name] = [name] + max((down(t, (*path, name)) for t in sorted(graph.get(name, ())) if t not in (*path, name)),
+            best[name] = [name] + max((down(t, (*path, name)) for t in sorted(graph.get(name, ()))
+                                       if t not in (*path, name)),
                                       key=len, default=[])
         return best[name]
 
@@ -357,9 +370,11 @@ def main(root: Path) -> None:
     rooms = {}
     for module in modules(root).values():
         rooms[module.room or "__init__"] = rooms.get(module.room or "__init__", 0) + _lines(module.text)
-    print("\nlines by room:", ", ".join(f"{room} {lines}" for room, lines in sorted(rooms.items(), key=lambda r: -r[1])))
+    print("\nlines by room:",
+          ", ".join(f"{room} {lines}" for room, lines in sorted(rooms.items(), key=lambda r: -r[1])))
     chain = longest_chain(root)
-    print(f"{len(modules(root))} files, {package_lines(root)} lines, {sum(len(m.text) for m in modules(root).values())} characters; "
+    print(f"{len(modules(root))} files, {package_lines(root)} lines, "
+          f"{sum(len(m.text) for m in modules(root).values())} characters; "
           f"method {method_lines(root)} lines; {len(_inside(root))} imports of our own inside functions; "
           f"longest chain {len(chain)}: {' > '.join(chain)}; {tracked_bytes(root) / 2**20:.1f} MiB tracked")
 

@@ -26,7 +26,8 @@ def half(path):
 
 
 def png(array, clear=None, bits=None):
-    """uint8 or uint16 [H, W] or [H, W, C], C 1 to 4. `clear`: the value, or three, that is transparent (tRNS). `bits` 4: of uint8 < 16."""
+    """uint8 or uint16 [H, W] or [H, W, C], C 1 to 4. `clear`: the value, or three, that is transparent (tRNS). `bits`
+    4: of uint8 < 16."""
     height, width, *channels = array.shape
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels[0] if channels else 1]
     depth = bits or array.dtype.itemsize * 8
@@ -44,12 +45,14 @@ def png(array, clear=None, bits=None):
 
 
 def tiff(array, bits=None, data=None, white_is_zero=False, tags=()):
-    """Numbers [H, W] or [H, W, 3] as one strip; `data`: its bytes, if they are packed to `bits`. `tags`: (number, float) pairs."""
+    """Numbers [H, W] or [H, W, 3] as one strip; `data`: its bytes, if they are packed to `bits`. `tags`: (number,
+    float) pairs."""
     order = ">" if array.dtype.byteorder == ">" else "<"
     height, width, *channels = array.shape
     count, data = (channels[0] if channels else 1), array.tobytes() if data is None else data
     bits, kind = bits or array.dtype.itemsize * 8, {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
-    numbers = [(256, [width]), (257, [height]), (258, [bits] * count), (259, [1]), (262, [2 if count == 3 else 0 if white_is_zero else 1]),
+    numbers = [(256, [width]), (257, [height]), (258, [bits] * count), (259, [1]),
+               (262, [2 if count == 3 else 0 if white_is_zero else 1]),
                (273, [8]), (277, [count]), (278, [height]), (279, [len(data)]), (339, [kind] * count)]
     entries = [(tag, "I" if tag in (273, 279) else "H", values) for tag, values in numbers]
     entries = sorted(entries + [(tag, "d", [value]) for tag, value in tags])

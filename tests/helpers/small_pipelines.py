@@ -11,9 +11,12 @@ transformers = pytest.importorskip("transformers", reason="transformers isn't in
 
 def vae(kind="AutoencoderKL", **changes):
     torch.manual_seed(0)
-    config = dict(block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    config = dict(block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+                  up_block_types=("UpDecoderBlock2D",) * 2,
                   norm_num_groups=4, latent_channels=4, sample_size=16)
-    return getattr(diffusers, kind)(**config | ({"num_vq_embeddings": 16, "vq_embed_dim": 4} if kind == "VQModel" else {}) | changes).eval()
+    return getattr(diffusers,
+                   kind)(**config | ({"num_vq_embeddings": 16, "vq_embed_dim": 4} if kind == "VQModel" else {})
+                         | changes).eval()
 
 
 def tokenizer(folder):
@@ -28,8 +31,9 @@ def tokenizer(folder):
 
 def text_encoder(kind="CLIPTextModel"):
     torch.manual_seed(0)
-    config = transformers.CLIPTextConfig(vocab_size=54, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
-                                         projection_dim=8, bos_token_id=52, eos_token_id=53, pad_token_id=53)
+    config = transformers.CLIPTextConfig(vocab_size=54, hidden_size=8, intermediate_size=8, num_hidden_layers=2,
+                                         num_attention_heads=2, projection_dim=8, bos_token_id=52, eos_token_id=53,
+                                         pad_token_id=53)
     return getattr(transformers, kind)(config).eval()
 
 
@@ -42,17 +46,20 @@ def save(name, folder, **changes):
         scheduler = diffusers.DDIMScheduler(clip_sample=False)
         pipeline = diffusers.DiTPipeline(model, vae(), scheduler)
     elif name == "sd":
-        scheduler = diffusers.PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True)
+        scheduler = diffusers.PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                                            skip_prk_steps=True)
         pipeline = diffusers.StableDiffusionPipeline(vae(), text_encoder(), one, model, scheduler, None, None,
                                                      requires_safety_checker=False)
     else:
         two = (text_encoder("CLIPTextModelWithProjection"), tokenizer(folder / "made too"))
         if name == "sdxl":
             pipeline = diffusers.StableDiffusionXLPipeline(vae(), text_encoder(), two[0], one, two[1], model,
-                                                           diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear"))
+                                                           diffusers.EulerDiscreteScheduler(
+                                                               beta_schedule="scaled_linear"))
         else:
             scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
             pipeline = diffusers.StableDiffusion3Pipeline(model, scheduler, vae(shift_factor=0.1),
-                                                          text_encoder("CLIPTextModelWithProjection"), one, *two, None, None)
+                                                          text_encoder("CLIPTextModelWithProjection"), one, *two, None,
+                                                          None)
     pipeline.save_pretrained(folder / "pipeline")
     return pipeline

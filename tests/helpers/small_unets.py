@@ -16,26 +16,32 @@ UNETS = {
     # the shape of google/ddpm-celebahq-256, with fewer levels and channels
     "celebahq": SMALL | dict(sample_size=16, layers_per_block=2, block_out_channels=(8, 8, 16), attention_head_dim=None,
                              down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-                             up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), downsample_padding=0, freq_shift=1,
-                             flip_sin_to_cos=False, norm_eps=1e-6),
+                             up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), downsample_padding=0,
+                             freq_shift=1, flip_sin_to_cos=False, norm_eps=1e-6),
     # the shape of ADM: time by scale and shift, resampling in residual blocks, a learned variance
-    "adm": SMALL | dict(sample_size=16, out_channels=6, block_out_channels=(8, 16), resnet_time_scale_shift="scale_shift",
-                        downsample_type="resnet", upsample_type="resnet", attn_norm_num_groups=4, dropout=0.1,
+    "adm": SMALL | dict(sample_size=16, out_channels=6, block_out_channels=(8, 16),
+                        resnet_time_scale_shift="scale_shift", downsample_type="resnet", upsample_type="resnet",
+                        attn_norm_num_groups=4, dropout=0.1,
                         down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
                         up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D")),
-    "gray": SMALL | dict(sample_size=16, in_channels=1, out_channels=1, block_out_channels=(8, 8), center_input_sample=True,
-                         time_embedding_type="learned", num_train_timesteps=100, down_block_types=("DownBlock2D", "DownBlock2D"),
+    "gray": SMALL | dict(sample_size=16, in_channels=1, out_channels=1, block_out_channels=(8, 8),
+                         center_input_sample=True, time_embedding_type="learned", num_train_timesteps=100,
+                         down_block_types=("DownBlock2D", "DownBlock2D"),
                          up_block_types=("AttnUpBlock2D", "UpBlock2D"), upsample_type="resnet", add_attention=False),
-    "latent": SMALL | dict(sample_size=32, in_channels=4, out_channels=4, block_out_channels=(8, 8, 8, 8), mid_block_scale_factor=1.5,
-                           down_block_types=("DownBlock2D",) * 4, up_block_types=("UpBlock2D",) * 4),
-    "wide": SMALL | dict(sample_size=(8, 16), block_out_channels=(8, 16), mid_block_type=None, act_fn="gelu", downsample_type="resnet",
-                         down_block_types=("AttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "AttnUpBlock2D")),
+    "latent": SMALL | dict(sample_size=32, in_channels=4, out_channels=4, block_out_channels=(8, 8, 8, 8),
+                           mid_block_scale_factor=1.5, down_block_types=("DownBlock2D",) * 4,
+                           up_block_types=("UpBlock2D",) * 4),
+    "wide": SMALL | dict(sample_size=(8, 16), block_out_channels=(8, 16), mid_block_type=None, act_fn="gelu",
+                         downsample_type="resnet", down_block_types=("AttnDownBlock2D", "DownBlock2D"),
+                         up_block_types=("UpBlock2D", "AttnUpBlock2D")),
 }
 if "mid_block_type" not in inspect.signature(diffusers.UNet2DModel.__init__).parameters:  # added to diffusers later
     del UNETS["wide"]["mid_block_type"]
 # What each was trained with: all three predictions, three schedules, data with and without a range.
-SCHEDULERS = {"celebahq": {}, "adm": dict(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", clip_sample_range=1.5),
-              "gray": dict(prediction_type="sample"), "latent": dict(beta_schedule="scaled_linear", clip_sample=False), "wide": {}}
+SCHEDULERS = {"celebahq": {},
+              "adm": dict(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", clip_sample_range=1.5),
+              "gray": dict(prediction_type="sample"), "latent": dict(beta_schedule="scaled_linear", clip_sample=False),
+              "wide": {}}
 T = 100
 T_BATCH = torch.tensor([1, 50, 99])
 
@@ -69,7 +75,8 @@ class Linear(nn.Module):
 def make(name="celebahq", **options):
     dpm, schedule = interop.from_diffusers(unet(name), scheduler(name))
     torch.manual_seed(1)
-    return PDAE(dpm, Linear(random(name)[0].numel()), schedule, dpm.gradient_estimator(4, **options) if options else None, form="paper")
+    return PDAE(dpm, Linear(random(name)[0].numel()), schedule,
+                dpm.gradient_estimator(4, **options) if options else None, form="paper")
 
 
 def fit(pdae, x_0, steps=5):

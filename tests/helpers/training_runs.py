@@ -1,5 +1,5 @@
-"""Tiny trainings for the tests, and a server that has everything imported and forks processes which train, so that killing one
-costs a fork and not an import of torch."""
+"""Tiny trainings for the tests, and a server that has everything imported and forks processes which train, so that
+killing one costs a fork and not an import of torch."""
 import contextlib
 import ctypes
 import json
@@ -22,8 +22,8 @@ from pdae_lite.schedule import NoiseSchedule
 from pdae_lite.training import TrainingError, train
 
 SCHEDULE = NoiseSchedule.linear(50, 1e-3, 0.3)
-SETTINGS = dict(steps=20, batch_size=8, lr=1e-3, warmup=3, ema=0.9, flip=True, augment="affine", seed=4, save_every=4, log_every=1,
-                progress=False)
+SETTINGS = dict(steps=20, batch_size=8, lr=1e-3, warmup=3, ema=0.9, flip=True, augment="affine", seed=4, save_every=4,
+                log_every=1, progress=False)
 
 
 def data(n=20):
@@ -60,7 +60,8 @@ def run_float64(out=None, **changes):
         return (eps.double() - model(SCHEDULE.add_noise(x_0, t, eps.double()), t)).square().mean()
 
     images = torch.rand(10, 1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
-    return train(dpm().double(), TensorDataset(images), schedule=SCHEDULE, out=out, loss=loss, **(SETTINGS | {"augment": None} | changes))
+    return train(dpm().double(), TensorDataset(images), schedule=SCHEDULE, out=out, loss=loss,
+                 **(SETTINGS | {"augment": None} | changes))
 
 
 def weights(model):
@@ -71,7 +72,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
-# ---- processes that may be killed --------------------------------------------------------------------------------------
+# ---- processes that may be killed ------------------------------------------------------------------------------------
 
 RUNS = {"dpm": run, "float64": run_float64, "pdae": lambda out, **changes: run(out, pdae(dropout=0.1), **changes),
         "filled": lambda out, **changes: run(out, filled(pdae()), **changes)}
@@ -82,8 +83,8 @@ class ForkServer:
     """A process of one thread with torch and accelerate imported. Use it as a context manager."""
 
     def __enter__(self):
-        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env=os.environ | {"OMP_NUM_THREADS": "1"})
+        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         return self
 
     def __exit__(self, *_):
@@ -94,7 +95,8 @@ class ForkServer:
     def train(self, *jobs, kill_after=None):
         """Train all jobs at once, each in a process of its own: [exit code, what it said, seconds] for each.
 
-        A job: `run`, a name in RUNS; `out`; `changes` of its settings; `env`; `aim`: a moment to die at, [name, n] for `kill_at`;
+        A job: `run`, a name in RUNS; `out`; `changes` of its settings; `env`; `aim`: a moment to die at, [name, n] for
+        `kill_at`;
         `tmpfs`: options of a small file system to put at `out`. `kill_after`: seconds until all are killed.
         """
         print(json.dumps({"jobs": jobs, "kill_after": kill_after}, default=str), file=self.process.stdin, flush=True)
@@ -120,11 +122,13 @@ def kill_at(name, nth):
 
 
 def mount_tmpfs(folder, options):
-    """Put a file system at `folder` that only this process sees: `options` "ro", or such as "size=64k". Exits if it may not."""
+    """Put a file system at `folder` that only this process sees: `options` "ro", or such as "size=64k". Exits if it may
+    not."""
     libc = ctypes.CDLL(None, use_errno=True)
     CLONE_NEWNS, MS_RDONLY, MS_REC, MS_PRIVATE = 0x20000, 1, 0x4000, 1 << 18
     Path(folder).mkdir(parents=True, exist_ok=True)
-    mount = (b"none", str(folder).encode(), b"tmpfs", *((MS_RDONLY, None) if options == "ro" else (0, options.encode())))
+    mount = (b"none", str(folder).encode(), b"tmpfs",
+             *((MS_RDONLY, None) if options == "ro" else (0, options.encode())))
     if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) or libc.mount(*mount):
         os._exit(NOT_ALLOWED)
 

@@ -34,7 +34,7 @@ def error(a, b):
     return float((a - b).abs().max())
 
 
-# ---- parity -----------------------------------------------------------------------------------------------------------
+# ---- parity ----------------------------------------------------------------------------------------------------------
 
 
 def test_parity(expected):
@@ -79,16 +79,19 @@ def test_without_an_image_size_noise_has_to_be_given(expected, tmp_path):
     assert torch.equal(pdae.decode(z, x_T, steps=2), again.decode(z, x_T, steps=2))
 
 
-# ---- what weights show --------------------------------------------------------------------------------------------------
+# ---- what weights show -----------------------------------------------------------------------------------------------
 
 LAYOUTS = {
     # the released networks, by the flags in their repositories' READMEs
-    "guided 64": UNetConfig(64, 3, 192, (1, 2, 3, 4), 3, (2, 4, 8), head_channels=64, learn_variance=True, num_classes=1000),
+    "guided 64": UNetConfig(64, 3, 192, (1, 2, 3, 4), 3, (2, 4, 8), head_channels=64, learn_variance=True,
+                            num_classes=1000),
     "guided 256": UNetConfig(256, 3, 256, (1, 1, 2, 2, 4, 4), 2, (8, 16, 32), head_channels=64, learn_variance=True),
-    "guided 512": UNetConfig(512, 3, 256, (0.5, 1, 1, 2, 2, 4, 4), 2, (16, 32, 64), head_channels=64, learn_variance=True,
-                             num_classes=1000),
-    "improved cifar10": UNetConfig(32, 3, 128, (1, 2, 2, 2), 3, (2, 4), num_heads=4, learn_variance=True, resblock_updown=False),
-    "improved 64": UNetConfig(64, 3, 128, (1, 2, 3, 4), 3, (4, 8), num_heads=4, learn_variance=True, resblock_updown=False),
+    "guided 512": UNetConfig(512, 3, 256, (0.5, 1, 1, 2, 2, 4, 4), 2, (16, 32, 64), head_channels=64,
+                             learn_variance=True, num_classes=1000),
+    "improved cifar10": UNetConfig(32, 3, 128, (1, 2, 2, 2), 3, (2, 4), num_heads=4, learn_variance=True,
+                                   resblock_updown=False),
+    "improved 64": UNetConfig(64, 3, 128, (1, 2, 3, 4), 3, (4, 8), num_heads=4, learn_variance=True,
+                              resblock_updown=False),
     # everything that may differ
     "one level": UNetConfig(16, 1, 32, (1,), 2, (), resblock_updown=False),
     "one block": UNetConfig(16, 1, 32, (1, 2), 1, (1, 2), resblock_updown=True, num_heads=4),
@@ -104,8 +107,9 @@ def test_layouts(name):
     want, got = LAYOUTS[name], arguments_of(state)
     assert got == {
         "in_channels": want.in_channels, "model_channels": want.base_channels, "out_channels": want.out_channels,
-        "num_res_blocks": want.num_res_blocks, "attention_resolutions": want.attention_downsampling, "channel_mult": want.channel_mult,
-        "conv_resample": want.conv_resample, "num_classes": want.num_classes, "use_scale_shift_norm": want.scale_shift_norm,
+        "num_res_blocks": want.num_res_blocks, "attention_resolutions": want.attention_downsampling,
+        "channel_mult": want.channel_mult, "conv_resample": want.conv_resample, "num_classes": want.num_classes,
+        "use_scale_shift_norm": want.scale_shift_norm,
         "resblock_updown": want.resblock_updown,
     }
 
@@ -121,13 +125,14 @@ def test_layouts_load(name, tmp_path):
 
 
 def test_heads_that_are_assumed(tmp_path):
-    for name, heads in (("one block", 4), ("added time", 4)):  # 32 channels hold no head of 64; improved-diffusion's layout
+    # 32 channels hold no head of 64; improved-diffusion's layout
+    for name, heads in (("one block", 4), ("added time", 4)):
         torch.save(UNet(LAYOUTS[name]).state_dict(), tmp_path / "model.pt")
         with pytest.warns(UserWarning, match="taking num_heads=4"):
             assert interop.load_adm(tmp_path / "model.pt").middle_block[1].num_heads == heads
 
 
-# ---- refusals -----------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 
 def test_arguments_that_do_not_fit():
@@ -143,7 +148,8 @@ def test_arguments_that_do_not_fit():
     # what is given wins over what the weights show, and the layer that differs is named
     refuses(r"time_embed.0.weight has shape \[128, 32\], want \[256, 64\].*config and what the weights show",
             interop.load_adm, MODEL, {"model_channels": 64, "num_heads": 2})
-    refuses("input_blocks.1.1.norm.weight is missing", interop.load_adm, MODEL, {"attention_resolutions": [1, 2], "num_heads": 2})
+    refuses("input_blocks.1.1.norm.weight is missing", interop.load_adm, MODEL,
+            {"attention_resolutions": [1, 2], "num_heads": 2})
 
 
 def test_layers_too_many_or_missing(tmp_path):
@@ -154,7 +160,8 @@ def test_layers_too_many_or_missing(tmp_path):
     torch.save(state | {"time_embed.4.weight": torch.zeros(1)}, path)
     refuses(r"time_embed.4.weight has shape \[1\], want no such layer", interop.load_adm, path, {"num_heads": 2})
     for missing, message in [("out.2.weight", "has no out.2.weight; want the state dict of a UNetModel"),
-                             ("middle_block.2.in_layers.2.weight", "middle_block.2.in_layers.2.weight is missing, want shape"),
+                             ("middle_block.2.in_layers.2.weight",
+                              "middle_block.2.in_layers.2.weight is missing, want shape"),
                              ("input_blocks.3.0.in_layers.2.weight", "input_blocks.3.0.in_layers.2.weight is missing")]:
         torch.save({k: v for k, v in state.items() if k != missing}, path)
         assert isinstance(refuses(message, interop.load_adm, path, {"num_heads": 2}), CheckpointError)
@@ -172,7 +179,7 @@ def test_other_files(tmp_path):
     refuses("model.pt: not a complete", interop.load_adm, tmp_path / "model.pt", config())
 
 
-# ---- files as others save them, and networks that are no DPMs ---------------------------------------------------------------
+# ---- files as others save them, and networks that are no DPMs --------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
@@ -183,14 +190,16 @@ def test_prefixes_of_wrapped_networks(prefix, tmp_path, expected):
 
 
 def test_upsamplers(tmp_path):
-    refuses(r"in_channels=6, out_channels=6: an upsampler", interop.load_adm, MODEL, config(in_channels=6, out_channels=6))
+    refuses(r"in_channels=6, out_channels=6: an upsampler", interop.load_adm, MODEL,
+            config(in_channels=6, out_channels=6))
     state = torch.load(MODEL, weights_only=True)
     state["input_blocks.0.0.weight"] = torch.cat([state["input_blocks.0.0.weight"]] * 2, 1)
     torch.save(state, tmp_path / "model.pt")
-    refuses(r"in_channels=6, out_channels=6: an upsampler", interop.load_adm, tmp_path / "model.pt", {"num_head_channels": 32})
+    refuses(r"in_channels=6, out_channels=6: an upsampler", interop.load_adm, tmp_path / "model.pt",
+            {"num_head_channels": 32})
 
 
-# ---- class-conditional networks ----------------------------------------------------------------------------------------------
+# ---- class-conditional networks --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -210,13 +219,15 @@ def test_a_fixed_class(conditional, tmp_path):
     dpm = interop.load_adm(path, arguments, label=3)
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
     with torch.no_grad():
-        assert torch.equal(dpm(x, t), net(x, t, torch.tensor([3, 3]))) and not torch.equal(dpm(x, t), net(x, t, torch.tensor([3, 2])))
+        assert (torch.equal(dpm(x, t), net(x, t, torch.tensor([3, 3])))
+                and not torch.equal(dpm(x, t), net(x, t, torch.tensor([3, 2]))))
     pdae = PDAE(dpm, SemanticEncoder(EncoderConfig(16, 3, (8, 8), None, z_dim=4)), NoiseSchedule.linear())
     with torch.no_grad():
         assert torch.equal(pdae.decode(torch.ones(2, 4), x, steps=2), sampling.ddim(dpm, x, pdae.schedule, 2))
     before = {k: v.clone() for k, v in pdae.state_dict().items()}
     train(pdae, TensorDataset(x.clamp(-1, 1)), steps=3, batch_size=2, lr=1e-2, ema=0.0, progress=False)
-    assert {k.split(".")[0] for k, v in pdae.state_dict().items() if not torch.equal(v, before[k])} == {"encoder", "estimator"}
+    assert {k.split(".")[0] for k, v in pdae.state_dict().items() if not torch.equal(v, before[k])} == {"encoder",
+                                                                                                        "estimator"}
     pdae.save(tmp_path / "pdae.safetensors")
     loaded = PDAE.load(tmp_path / "pdae.safetensors")
     assert loaded.dpm.label == 3 and all(torch.equal(v, pdae.state_dict()[k]) for k, v in loaded.state_dict().items())

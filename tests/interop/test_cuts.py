@@ -1,4 +1,5 @@
-"""Networks of diffusers that are told a prompt or a class: their ε to the last bit, and z in copies of their upper half."""
+"""Networks of diffusers that are told a prompt or a class: their ε to the last bit, and z in copies of their upper
+half."""
 import copy
 
 import pytest
@@ -14,7 +15,8 @@ from pdae_lite.interop.paths import OnPath
 from pdae_lite.losses import pdae_loss
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning", "ignore:The `local_dir_use_symlinks` argument")
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    "ignore:The `local_dir_use_symlinks` argument")
 
 
 def dpm(name, model=None, **options):
@@ -43,7 +45,8 @@ def test_same_bits(name, dtype):
     with torch.no_grad():
         for x in (noisy(), noisy(size=16)) if name != "sd3" else (noisy(), torch.cat([noisy()] * 2, 3)):
             assert torch.equal(cut(x, T_BATCH), own_eps(model, name, x.to(dtype), T_BATCH).float())
-        assert torch.equal(cut(noisy(), torch.tensor(7)), own_eps(model, name, noisy().to(dtype), torch.full((3,), 7)).float())
+        assert torch.equal(cut(noisy(), torch.tensor(7)),
+                           own_eps(model, name, noisy().to(dtype), torch.full((3,), 7)).float())
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -132,23 +135,26 @@ def test_one_graph(name):
     cut, features = parts(name)
     estimator = redrawn(cut.noise_estimator(4)).eval()
     torch.compiler.reset()
-    z, compiled = torch.randn(3, 4), torch.compile(lambda x, t, z: estimator(cut.trunk(x, t), z), backend="eager", fullgraph=True)
+    z, compiled = torch.randn(3, 4), torch.compile(lambda x, t, z: estimator(cut.trunk(x, t), z), backend="eager",
+                                                   fullgraph=True)
     got = compiled(noisy(), T_BATCH, z)
     torch.testing.assert_close(got, estimator(features, z))
 
 
-# ---- refusals ---------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "options", "message"), [
-    ("sd", {"prompt_embeds": None}, "conditional on prompt_embeds, and prompt_embeds is missing; give the folder of a pipeline"),
+    ("sd", {"prompt_embeds": None}, "conditional on prompt_embeds, and prompt_embeds is missing; give the folder of a "
+                                    "pipeline"),
     ("sdxl", {"added_cond_kwargs": None}, "text_embeds is missing"),
     ("sdxl", {"added_cond_kwargs": {"text_embeds": torch.zeros(1, 8)}}, "time_ids is missing"),
     ("sd3", {"pooled_prompt_embeds": None}, "pooled_prompt_embeds is missing"),
     ("class", {"label": None}, "label is missing; give label="),
     ("class", {"label": 5}, "label=5; want 0 … 4"),
     ("dit", {"label": 6}, "label=6; want 0 … 4, or None"),
-    ("dit", {"prompt_embeds": torch.zeros(1, 1, 8)}, "prompt_embeds given, but this DiTTransformer2DModel is conditional on label"),
+    ("dit", {"prompt_embeds": torch.zeros(1, 1, 8)}, "prompt_embeds given, but this DiTTransformer2DModel is "
+                                                     "conditional on label"),
     ("sd", {"label": 1}, "label given, but this UNet2DConditionModel is conditional on prompt_embeds"),
 ])
 def test_what_it_is_told_is_missing_or_too_much(name, options, message):
@@ -160,7 +166,8 @@ def test_what_it_is_told_is_missing_or_too_much(name, options, message):
     (dict(time_cond_proj_dim=16), "time_cond_proj_dim=16: a latent consistency model"),
     (dict(encoder_hid_dim_type="text_proj", encoder_hid_dim=8), "encoder_hid_dim_type='text_proj'"),
     (dict(addition_embed_type="text", addition_embed_type_num_heads=2), "addition_embed_type='text'"),
-    (dict(addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2560), "SDXL refiner"),
+    (dict(addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2560),
+     "SDXL refiner"),
     (dict(class_embed_type="projection", projection_class_embeddings_input_dim=8), "class_embed_type='projection'"),
     (dict(mid_block_type="UNetMidBlock2DSimpleCrossAttn"), "UNetMidBlock2DSimpleCrossAttn"),
 ])
@@ -169,17 +176,18 @@ def test_networks_that_are_no_dpms(changes, message):
 
 
 def test_other_models():
-    flux = diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=1,
-                                            joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(4, 4, 8))
-    control = diffusers.ControlNetModel(block_out_channels=(8, 8), norm_num_groups=4, cross_attention_dim=8, attention_head_dim=4,
-                                        down_block_types=("DownBlock2D",) * 2)
+    flux = diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1, attention_head_dim=16,
+                                            num_attention_heads=1, joint_attention_dim=8, pooled_projection_dim=8,
+                                            axes_dims_rope=(4, 4, 8))
+    control = diffusers.ControlNetModel(block_out_channels=(8, 8), norm_num_groups=4, cross_attention_dim=8,
+                                        attention_head_dim=4, down_block_types=("DownBlock2D",) * 2)
     for model, message in [(flux, "model FluxTransformer2DModel is Flux"), (control, "is a ControlNet"),
                            (diffusers.UNet1DModel(), "model UNet1DModel isn't supported")]:
         refuses(message, interop.from_diffusers, model)
     refuses("a DiTTransformer2DModel takes squares", dpm("dit"), torch.zeros(1, 4, 8, 16), torch.tensor([1]))
 
 
-# ---- other paths --------------------------------------------------------------------------------------------------------
+# ---- other paths -----------------------------------------------------------------------------------------------------
 
 
 def test_told_time_reaches_every_block():
@@ -192,7 +200,8 @@ def test_told_time_reaches_every_block():
             a, s = (torch.tensor(v, dtype=torch.float32) for v in zip(*(schedule.level(int(i)) for i in t.reshape(-1))))
             tau, c = (s / (a + s)).expand(3), (1 / (a + s))[:, None, None, None]
             v = model(c * noisy(), 1000 * tau, class_labels=torch.full((3,), 5)).sample
-            torch.testing.assert_close(cut(noisy(), t), c * noisy() + (1 - tau)[:, None, None, None] * v, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(cut(noisy(), t), c * noisy() + (1 - tau)[:, None, None, None] * v, rtol=1e-5,
+                                       atol=1e-5)
         features = cut.trunk(noisy(), torch.tensor([0, 500, 999]))
         known = cut.convert(cut.model.noise_estimator(4).eval()(features, torch.randn(3, 4)), features)
         assert torch.equal(known, cut.head(features))

@@ -1,4 +1,5 @@
-"""The files of Diff-AE's authors: parity with what their code gives, and clear refusals. Tolerances as in test_interop."""
+"""The files of Diff-AE's authors: parity with what their code gives, and clear refusals. Tolerances as in
+test_interop."""
 import importlib
 import json
 import sys
@@ -67,15 +68,18 @@ def test_plain_dpm_is_the_dpm_of_a_pdae(tmp_path):
     pdae = PDAE(dpm, SemanticEncoder(EncoderConfig(32, 3, (8, 8), None, z_dim=4)), schedule)
     before = {k: v.clone() for k, v in pdae.state_dict().items()}
     train(pdae, TensorDataset(e["x_t"].clamp(-1, 1)), steps=3, batch_size=2, lr=1e-2, ema=0.0, progress=False)
-    assert {k.split(".")[0] for k, v in pdae.state_dict().items() if not torch.equal(v, before[k])} == {"encoder", "estimator"}
+    assert {k.split(".")[0] for k, v in pdae.state_dict().items() if not torch.equal(v, before[k])} == {"encoder",
+                                                                                                        "estimator"}
     pdae.save(tmp_path / "pdae.safetensors")
-    assert all(torch.equal(v, pdae.state_dict()[k]) for k, v in PDAE.load(tmp_path / "pdae.safetensors").state_dict().items())
+    assert all(torch.equal(v, pdae.state_dict()[k])
+               for k, v in PDAE.load(tmp_path / "pdae.safetensors").state_dict().items())
 
 
 def test_saved_as_files_of_ours(model, expected, tmp_path):
     model.save(tmp_path / "diffae.safetensors")
     loaded = load_model(tmp_path / "diffae.safetensors")
-    assert loaded.state_dict().keys() == model.state_dict().keys() and not any("latent" in k for k in model.state_dict())
+    assert (loaded.state_dict().keys() == model.state_dict().keys()
+            and not any("latent" in k for k in model.state_dict()))
     assert torch.equal(loaded.encode(expected["x_0"]), model.encode(expected["x_0"]))
     model.latent.save(tmp_path / "latent.safetensors")
     z = load_model(tmp_path / "latent.safetensors").sample(3, steps=2, generator=torch.Generator().manual_seed(0))
@@ -85,14 +89,17 @@ def test_saved_as_files_of_ours(model, expected, tmp_path):
 def test_without_latent_dpm_and_with_hyper_parameters_elsewhere(tmp_path, expected):
     content = torch.load(AUTOENCODER, weights_only=True)
     settings = content.pop("hyper_parameters")
-    content["state_dict"] = {k: v for k, v in content["state_dict"].items() if ".latent_net." not in k and not k.startswith("conds")}
+    content["state_dict"] = {k: v for k, v in content["state_dict"].items() if ".latent_net." not in k
+                             and not k.startswith("conds")}
     torch.save(content, tmp_path / "plain.ckpt")
     for config in (settings, FOLDER / "config.json"):
         got = interop.load_released_diffae(tmp_path / "plain.ckpt", config)
         assert got.latent is None and got.stats is None and error(got.encode(expected["x_0"]), expected["z"]) < 1e-5
     refuses("has no hyper_parameters; give config", interop.load_released_diffae, tmp_path / "plain.ckpt")
-    for change, message in [({"net_ch": 64}, "weights don't fit its hyper-parameters"), ({"net_enc_pool": "depthconv"}, "'depthconv'"),
-                            ({"beta_scheduler": "sigmoid"}, "beta_scheduler is 'sigmoid'"), ({"img_size": 31}, "image_size=31")]:
+    for change, message in [({"net_ch": 64}, "weights don't fit its hyper-parameters"),
+                            ({"net_enc_pool": "depthconv"}, "'depthconv'"),
+                            ({"beta_scheduler": "sigmoid"}, "beta_scheduler is 'sigmoid'"),
+                            ({"img_size": 31}, "image_size=31")]:
         refuses(message, interop.load_released_diffae, tmp_path / "plain.ckpt", settings | change)
     (tmp_path / "short.json").write_text(json.dumps({"img_size": 32}))
     refuses("have no net_", interop.load_released_diffae, tmp_path / "plain.ckpt", tmp_path / "short.json")
@@ -115,7 +122,8 @@ def test_names_of_callbacks_and_no_others(tmp_path, monkeypatch, expected):
     """Lightning 1.4 keys what it saves of callbacks by their class."""
     content = torch.load(AUTOENCODER, weights_only=True)
     with monkeypatch.context() as patch:
-        content["callbacks"] = {named(tmp_path, patch, f"pytorch_lightning.callbacks.{name}"): {"best_model_score": None}
+        content["callbacks"] = {named(tmp_path, patch, f"pytorch_lightning.callbacks.{name}"):
+                                {"best_model_score": None}
                                 for name in ("model_checkpoint.ModelCheckpoint", "lr_monitor.LearningRateMonitor")}
         torch.save(content, tmp_path / "real.ckpt")
         content["callbacks"][named(tmp_path, patch, "evil.Thing")] = {}
@@ -131,5 +139,6 @@ def test_refusals(tmp_path):
     refuses("holds an autoencoder.*load_released_diffae", interop.load_released_diffae_dpm, AUTOENCODER)
     (tmp_path / "half.ckpt").write_bytes(AUTOENCODER.read_bytes()[:5000])
     refuses("half.ckpt: not a complete PyTorch checkpoint", interop.load_released_diffae, tmp_path / "half.ckpt")
-    torch.save({"state_dict": {"model.x": torch.zeros(1)}, "hyper_parameters": {"img_size": 32}}, tmp_path / "other.ckpt")
+    torch.save({"state_dict": {"model.x": torch.zeros(1)}, "hyper_parameters": {"img_size": 32}},
+               tmp_path / "other.ckpt")
     refuses(r"no ema_model\.\*", interop.load_released_diffae, tmp_path / "other.ckpt")

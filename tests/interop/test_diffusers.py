@@ -1,4 +1,5 @@
-"""diffusers models as DPMs: their ε to the last bit, and z in copies of their upper half; their schedulers as samplers."""
+"""diffusers models as DPMs: their ε to the last bit, and z in copies of their upper half; their schedulers as
+samplers."""
 import pytest
 import torch
 from small_unets import NAMES, T_BATCH, T, diffusers, fit, forward, make, random, scheduler, unet
@@ -9,9 +10,10 @@ from pdae_lite.losses import pdae_loss
 from pdae_lite.networks.blocks import zeroed
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning", "ignore:The `local_dir_use_symlinks` argument")
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    "ignore:The `local_dir_use_symlinks` argument")
 
-# ---- the DPM is diffusers' own ----------------------------------------------------------------------------------------
+# ---- the DPM is diffusers' own ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -47,7 +49,8 @@ def test_zero_shift_is_the_pipeline():
     pdae, theirs = make(), scheduler("celebahq")
     pipeline = diffusers.DDIMPipeline(unet("celebahq"), theirs)
     pipeline.set_progress_bar_config(disable=True)
-    want = pipeline(2, torch.Generator().manual_seed(3), num_inference_steps=5, use_clipped_model_output=True, output_type="np").images
+    want = pipeline(2, torch.Generator().manual_seed(3), num_inference_steps=5, use_clipped_model_output=True,
+                    output_type="np").images
     x_T = pdae.noise(2, torch.Generator().manual_seed(3))
     got = pdae.decode(torch.zeros(2, 4), x_T, grid=[0, 20, 40, 60, 80])
     torch.testing.assert_close(got.permute(0, 2, 3, 1) / 2 + 0.5, torch.from_numpy(want), rtol=1e-4, atol=1e-4)
@@ -64,7 +67,8 @@ def test_what_the_scheduler_says():
     with pytest.raises(ValueError, match="zero-terminal-SNR"):
         interop.from_diffusers(unet("gray"), scheduler("gray", rescale_betas_zero_snr=True))
     # a scheduler that has no such setting as clip_sample says nothing of the data's range
-    for scheduler_, want in [(diffusers.EulerDiscreteScheduler(), (-1.0, 1.0)), (diffusers.PNDMScheduler(), (-1.0, 1.0)),
+    for scheduler_, want in [(diffusers.EulerDiscreteScheduler(), (-1.0, 1.0)),
+                             (diffusers.PNDMScheduler(), (-1.0, 1.0)),
                              (diffusers.DDIMScheduler(clip_sample=False), None),
                              (diffusers.DDPMScheduler(clip_sample_range=2.0), (-2.0, 2.0))]:
         assert interop.from_diffusers(unet("gray"), scheduler_)[0].data_range == want
@@ -102,12 +106,13 @@ def test_refuses_what_is_no_unet_and_wrong_inputs():
         dpm.gradient_estimator(4, init="zero")
 
 
-# ---- the gradient estimator -------------------------------------------------------------------------------------------
+# ---- the gradient estimator ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_copies_compute_what_the_dpm_computes(name):
-    """Without z, and with the DPM's output convolution in the place of the zero one, the estimator gives ε: each copy is faithful."""
+    """Without z, and with the DPM's output convolution in the place of the zero one, the estimator gives ε: each copy
+    is faithful."""
     model = unet(name)
     dpm, _ = interop.from_diffusers(model)
     estimator = dpm.gradient_estimator(4).eval()
@@ -162,7 +167,8 @@ def test_a_few_steps_train_estimator_and_encoder_alone(name, options):
 def test_weights_of_the_dpm_or_random_ones():
     dpm, _ = interop.from_diffusers(unet("celebahq"))
     own = dpm.unet.up_blocks[0].resnets[0].conv1.weight
-    copied, fresh = (dpm.gradient_estimator(4, init=init).up_blocks[0].resnets[0].block.conv1.weight for init in ("dpm", "random"))
+    copied, fresh = (dpm.gradient_estimator(4, init=init).up_blocks[0].resnets[0].block.conv1.weight
+                     for init in ("dpm", "random"))
     assert torch.equal(copied, own) and copied is not own and not torch.equal(fresh, own)
 
 
@@ -195,7 +201,7 @@ def test_compiles_in_one_graph(name):
     assert torch.equal(compiled(pdae, x_0, t, eps, weight), pdae_loss(pdae, x_0, t, eps, weight))
 
 
-# ---- diffusers' schedulers on our denoisers -----------------------------------------------------------------------------
+# ---- diffusers' schedulers on our denoisers --------------------------------------------------------------------------
 
 
 def denoiser(pdae, x_0):
@@ -210,7 +216,8 @@ def fitted():
 @pytest.mark.parametrize("clip", [True, False])
 def test_their_ddim_is_ours(fitted, clip):
     shifted, x_T = denoiser(fitted, random("celebahq").clamp(-1, 1)), random("celebahq", seed=2)
-    theirs = scheduler("celebahq", clip_sample=clip, beta_schedule="scaled_linear", prediction_type="v_prediction", steps_offset=3)
+    theirs = scheduler("celebahq", clip_sample=clip, beta_schedule="scaled_linear", prediction_type="v_prediction",
+                       steps_offset=3)
     got = interop.sample_with(theirs, shifted, x_T, fitted.schedule, 10, use_clipped_model_output=clip)
     want = sampling.ddim(shifted, x_T, fitted.schedule, grid=range(3, T, 10), clip=clip)
     assert (want - sampling.ddim(fitted.dpm, x_T, fitted.schedule, grid=range(3, T, 10), clip=clip)).abs().max() > 1e-2
@@ -219,9 +226,11 @@ def test_their_ddim_is_ours(fitted, clip):
 
 
 def test_euler_is_ddim(fitted):
-    """Euler's method in σ = √(1−ᾱ)/√ᾱ, on x_t/√ᾱ: the same steps, but for another scale of x_T and of the network's input."""
+    """Euler's method in σ = √(1−ᾱ)/√ᾱ, on x_t/√ᾱ: the same steps, but for another scale of x_T and of the network's
+    input."""
     shifted, x_T = denoiser(fitted, random("celebahq").clamp(-1, 1)), random("celebahq", seed=2)
-    got = interop.sample_with(diffusers.EulerDiscreteScheduler(timestep_spacing="leading"), shifted, x_T, fitted.schedule, 10)
+    got = interop.sample_with(diffusers.EulerDiscreteScheduler(timestep_spacing="leading"), shifted, x_T,
+                              fitted.schedule, 10)
     want = sampling.ddim(shifted, x_T, fitted.schedule, grid=range(0, T, 10), clip=False)
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
@@ -246,7 +255,8 @@ def test_their_dpm_solver_is_ours(fitted):
     assert (got - ours).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize(("kind", "options"), [("UniPCMultistepScheduler", {}), ("DPMSolverMultistepScheduler", {"solver_order": 3})])
+@pytest.mark.parametrize(("kind", "options"),
+                         [("UniPCMultistepScheduler", {}), ("DPMSolverMultistepScheduler", {"solver_order": 3})])
 def test_other_solvers_find_the_same_image(kind, options):
     """On unit Gaussian data ε = √(1−ᾱ) x_t is exact and x_0 = x_T: closer to it than DDIM is, at the same cost."""
     schedule, x_T = NoiseSchedule.linear(), random("celebahq", seed=2)
@@ -254,7 +264,8 @@ def test_other_solvers_find_the_same_image(kind, options):
     def gaussian(x, t):
         return schedule.at("sqrt_one_minus_alpha_bar", t, x) * x
 
-    got = interop.sample_with(getattr(diffusers, kind)(timestep_spacing="trailing", **options), gaussian, x_T, schedule, 20)
+    got = interop.sample_with(getattr(diffusers, kind)(timestep_spacing="trailing", **options), gaussian, x_T, schedule,
+                              20)
     ddim = sampling.ddim(gaussian, x_T, schedule, 20, clip=False)
     assert (got - x_T).abs().max() < 0.5 * (ddim - x_T).abs().max()
 
@@ -271,6 +282,7 @@ def test_schedulers_that_draw_and_that_do_not_fit(fitted):
         interop.sample_with(diffusers.FlowMatchEulerDiscreteScheduler(), fitted.dpm, x_T, **options)
     with pytest.raises(ValueError, match="variance_type='learned_range', but a denoiser gives no variance"):
         interop.sample_with(diffusers.DDPMScheduler(variance_type="learned_range"), fitted.dpm, x_T, **options)
-    plain, rescaled = (interop.sample_with(diffusers.DDIMScheduler(rescale_betas_zero_snr=zero), fitted.dpm, x_T, **options)
+    plain, rescaled = (interop.sample_with(diffusers.DDIMScheduler(rescale_betas_zero_snr=zero), fitted.dpm, x_T,
+                                           **options)
                        for zero in (False, True))
     assert torch.equal(plain, rescaled)  # the schedule's betas are used, whatever it would make of its own

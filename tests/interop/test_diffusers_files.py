@@ -1,4 +1,5 @@
-"""diffusers models in files: folders, pipelines, the hub's cache; a PDAE that keeps its DPM by value or by reference."""
+"""diffusers models in files: folders, pipelines, the hub's cache; a PDAE that keeps its DPM by value or by
+reference."""
 import json
 import socket
 import sys
@@ -13,7 +14,8 @@ from pdae_lite.checkpoint import CheckpointError, load_model, read, save_model, 
 from pdae_lite.warning import PDAEWarning
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning", "ignore:The `local_dir_use_symlinks` argument")
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    "ignore:The `local_dir_use_symlinks` argument")
 
 
 @pytest.fixture
@@ -70,7 +72,8 @@ def test_what_their_training_script_leaves(tmp_path, pipeline, no_network):
         average.conv_in.bias += 1
     folder = pipeline / "checkpoint-500"
     last.save_pretrained(folder / "unet")
-    EMAModel(average.parameters(), model_cls=type(average), model_config=average.config).save_pretrained(folder / "unet_ema")
+    EMAModel(average.parameters(), model_cls=type(average),
+             model_config=average.config).save_pretrained(folder / "unet_ema")
     x, schedule = random("celebahq"), interop.from_diffusers(pipeline)[1]
     for path, want in [(folder / "unet_ema", average), (folder / "unet", last)]:
         found = interop.from_diffusers(path)
@@ -95,7 +98,8 @@ def test_safetensors_in_any_precision_and_no_pickles(tmp_path, no_network):
 
 def test_models_and_pipelines_of_another_kind(tmp_path, pipeline):
     config = json.loads((pipeline / "unet" / "config.json").read_text())
-    for name, message in [("UNet3DConditionModel", "model UNet3DConditionModel is video"), ("FluxTransformer2DModel", "is Flux"),
+    for name, message in [("UNet3DConditionModel", "model UNet3DConditionModel is video"),
+                          ("FluxTransformer2DModel", "is Flux"),
                           ("ControlNetModel", "is a ControlNet"), (None, "model None isn't supported")]:
         (pipeline / "unet" / "config.json").write_text(json.dumps(config | {"_class_name": name}))
         with pytest.raises(ValueError, match=message) as e:
@@ -120,7 +124,8 @@ def test_damaged_folders(tmp_path, pipeline):
         assert "\n" not in str(e.value) and str(pipeline) in str(e.value)
         path.write_bytes(whole)
     attention = ("AttnDownBlock2D", "AttnDownBlock2D", "DownBlock2D")
-    for changes, message in [(dict(add_attention=False), r"don't fit config.json \(mid_block.attentions"),  # too many, too few
+    # too many, too few
+    for changes, message in [(dict(add_attention=False), r"don't fit config.json \(mid_block.attentions"),
                              (dict(down_block_types=attention), r"don't fit config.json \(down_blocks.0.attentions"),
                              (dict(layers_per_block=1), "the weights can't be read .*up_blocks.0.resnets")]:
         unet("celebahq", **changes).save_config(pipeline / "unet")
@@ -134,7 +139,8 @@ def test_damaged_folders(tmp_path, pipeline):
 
 
 def test_hub_ids_stay_off_the_network(pipeline, no_network, monkeypatch, tmp_path):
-    with pytest.raises(CheckpointError, match="nobody/nothing is neither a folder nor a model in the hub's cache.*download=True") as e:
+    with pytest.raises(CheckpointError, match="nobody/nothing is neither a folder nor a model in the hub's "
+                                              "cache.*download=True") as e:
         interop.from_diffusers("nobody/nothing")
     assert "\n" not in str(e.value)
     from huggingface_hub import constants
@@ -147,7 +153,8 @@ def test_hub_ids_stay_off_the_network(pipeline, no_network, monkeypatch, tmp_pat
     (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     dpm, schedule = interop.from_diffusers("somebody/faces", keep="reference")
-    assert torch.equal(dpm(random("celebahq"), T_BATCH), unet("celebahq")(random("celebahq"), T_BATCH).sample) and schedule.T == T
+    assert (torch.equal(dpm(random("celebahq"), T_BATCH), unet("celebahq")(random("celebahq"), T_BATCH).sample)
+            and schedule.T == T)
     pdae = PDAE(dpm, SemanticEncoder.for_images(16, 3, z_dim=4), schedule)
     pdae.save(tmp_path / "pdae.safetensors")
     assert same(weights(PDAE.load(tmp_path / "pdae.safetensors")), weights(pdae))
@@ -172,10 +179,12 @@ def test_by_value(name, tmp_path, no_network, monkeypatch):
     path = tmp_path / "pdae.safetensors"
     pdae.save(path, {"note": "a note"})
     loaded = PDAE.load(path)
-    assert same(weights(loaded), weights(pdae)) and loaded.metadata == {"note": "a note"} and loaded.data_range == pdae.data_range
+    assert (same(weights(loaded), weights(pdae)) and loaded.metadata == {"note": "a note"}
+            and loaded.data_range == pdae.data_range)
     z = pdae.encode(random(name).clamp(-1, 1))
     assert torch.equal(loaded.decode(z, random(name), steps=3), pdae.decode(z, random(name), steps=3))
-    assert torch.equal(loaded.noise(1, torch.Generator().manual_seed(0)), pdae.noise(1, torch.Generator().manual_seed(0)))
+    assert torch.equal(loaded.noise(1, torch.Generator().manual_seed(0)),
+                       pdae.noise(1, torch.Generator().manual_seed(0)))
     with pytest.raises(ValueError, match="keep 'reference' is for a DPM that"):
         pdae.save(path, dpm="reference")
     monkeypatch.setitem(sys.modules, "diffusers", None)
@@ -217,7 +226,8 @@ def test_by_reference(tmp_path, pipeline, no_network):
         other.conv_in.bias += 1
     moved = pipeline.with_name("moved")
     for change, message in [
-        (lambda: other.save_pretrained(pipeline / "unet"), r"the weights differ now \(SHA-256 [0-9a-f]{12}…, want [0-9a-f]{12}…"),
+        (lambda: other.save_pretrained(pipeline / "unet"), r"the weights differ now \(SHA-256 [0-9a-f]{12}…, want "
+                                                           r"[0-9a-f]{12}…"),
         (lambda: pipeline.rename(moved), "which can't be read: .*pipeline is neither a folder"),
     ]:
         change()
@@ -280,7 +290,8 @@ def test_latents_from_end_to_end(kind, tmp_path):
     before, x_0 = weights(pdae), 5 * random("latent", 4)
     assert pdae.data_range is None and x_0.abs().max() > 15
     train(pdae, TensorDataset(x_0), steps=3, batch_size=2, lr=1e-3, ema=0.0, progress=False)
-    assert {k.split(".")[0] for k, v in weights(pdae).items() if not torch.equal(v, before[k])} == {"encoder", "estimator"}
+    assert {k.split(".")[0] for k, v in weights(pdae).items() if not torch.equal(v, before[k])} == {"encoder",
+                                                                                                    "estimator"}
     pdae.eval().to(memory_format=torch.contiguous_format)
     with torch.no_grad():
         z = pdae.encode(x_0[:1])

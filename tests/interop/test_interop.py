@@ -63,7 +63,8 @@ def test_networks(pdae, expected):
 
 def test_the_checkpoint_is_described(pdae):
     encoder, dpm = pdae.encoder.config, pdae.dpm.config
-    assert (encoder.image_size, encoder.channels, encoder.attention_after, encoder.z_dim) == (64, (64, 128, 128, 128), 1, 16)
+    assert (encoder.image_size, encoder.channels, encoder.attention_after,
+            encoder.z_dim) == (64, (64, 128, 128, 128), 1, 16)
     assert (dpm.image_size, dpm.base_channels, dpm.channel_mult, dpm.attention_downsampling) == (64, 32, (1, 2), (2,))
     assert not pdae.training and pdae.schedule.T == 1000 and next(pdae.parameters()).dtype == torch.float32
 
@@ -142,7 +143,7 @@ def test_encoder_layout_comes_from_its_layers():
     assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
 
 
-# ---- refusals ---------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 
 class Foreign:
@@ -172,7 +173,8 @@ def test_damaged_checkpoints(tmp_path, monkeypatch):
 
 def test_wrong_checkpoints(tmp_path):
     refuses("no state dict 'ema_encoder'.*ema_denoise_fn.*right file", load, PDAE_DIR / "ddpm_checkpoint.pt")
-    refuses("no state dict 'ema_denoise_fn'", interop.load_released_dpm, PDAE_DIR / "checkpoint.pt", PDAE_DIR / "ddpm_config.yml")
+    refuses("no state dict 'ema_denoise_fn'", interop.load_released_dpm, PDAE_DIR / "checkpoint.pt",
+            PDAE_DIR / "ddpm_config.yml")
     torch.save([1, 2], tmp_path / "list.pt")
     refuses("holds a list", load, tmp_path / "list.pt")
 
@@ -195,9 +197,11 @@ def edited(tmp_path, name, section, **changes):
 
 def test_configs_that_do_not_fit(tmp_path):
     def ddpm(**changes):
-        return PDAE_DIR / "checkpoint.pt", PDAE_DIR / "config.yml", edited(tmp_path, "ddpm_config.yml", "denoise_fn_config", **changes)
+        return PDAE_DIR / "checkpoint.pt", PDAE_DIR / "config.yml", edited(tmp_path, "ddpm_config.yml",
+                                                                           "denoise_fn_config", **changes)
 
-    refuses(r"time_embed.0.weight has shape \[128, 32\], want \[256, 64\].*ddpm_config.yml", load, *ddpm(base_channel=64))
+    refuses(r"time_embed.0.weight has shape \[128, 32\], want \[256, 64\].*ddpm_config.yml", load,
+            *ddpm(base_channel=64))
     refuses("input_blocks.1.1.norm.weight is missing", load, *ddpm(attention_resolutions=[1, 2]))
     refuses("output_blocks.1.1.in_layers.0.weight is missing", load, *ddpm(attention_resolutions=[]))
     refuses("denoise_fn_config has no base_channel", load, *ddpm(base_channel=...))
@@ -208,7 +212,7 @@ def test_configs_that_do_not_fit(tmp_path):
             edited(tmp_path, "config.yml", "diffusion_config", betas_type="sigmoid"))
 
 
-# ---- the linear classifier of attributes ------------------------------------------------------------------------------
+# ---- the linear classifier of attributes -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -226,7 +230,8 @@ def test_classifier(pdae, expected, classifier_file, tmp_path):
     moments = torch.load(PDAE_DIR / "latents.pt", weights_only=True)
     z_norm = (expected["z"] - moments["mean"]) / moments["std"]
     torch.testing.assert_close(probe.logits(expected["z"]), layer(z_norm).detach(), rtol=1e-5, atol=1e-5)
-    assert probe.kind == "attributes" and len(set(probe.names)) == 40 and probe.column("Male") == 20 and probe.column("Young") == 39
+    assert (probe.kind == "attributes" and len(set(probe.names)) == 40 and probe.column("Male") == 20
+            and probe.column("Young") == 39)
     # The paper's edit: z_norm + s √z_dim w/‖w‖, denormalised.
     w = layer.weight[31].detach()
     want = (z_norm + 0.3 * 4 * w / w.norm()) * moments["std"] + moments["mean"]
@@ -248,4 +253,5 @@ def test_classifiers_that_do_not_fit(classifier_file, tmp_path):
     torch.save({"mean": torch.zeros(8), "std": torch.ones(7)}, tmp_path / "latents.pt")
     refuses("latents.pt: holds no statistics", load_classifier, path, tmp_path / "latents.pt")
     torch.save({"ema_classifier": {"0.weight": layer.weight.data, "0.bias": layer.bias.data}}, tmp_path / "deep.pt")
-    refuses(r"0.weight \[40, 16\], 0.bias \[40\]; want one linear layer", load_classifier, tmp_path / "deep.pt", latents)
+    refuses(r"0.weight \[40, 16\], 0.bias \[40\]; want one linear layer", load_classifier, tmp_path / "deep.pt",
+            latents)

@@ -18,7 +18,8 @@ from pdae_lite.data.latents import latents
 from pdae_lite.interop.codec import Codec
 
 pytestmark = pytest.mark.filterwarnings(  # of diffusers' own making
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning", "ignore:The `local_dir_use_symlinks` argument")
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    "ignore:The `local_dir_use_symlinks` argument")
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +40,13 @@ def photos(n=2, size=16):
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-# ---- codecs -----------------------------------------------------------------------------------------------------------
+# ---- codecs ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "changes"), [
     ("AutoencoderKL", {}), ("AutoencoderKL", {"shift_factor": 0.3, "scaling_factor": 1.5}), ("VQModel", {}),
-    ("AutoencoderKL", {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0], "scaling_factor": 0.5})])
+    ("AutoencoderKL", {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0],
+                       "scaling_factor": 0.5})])
 def test_codec_is_the_pipelines_arithmetic(kind, changes):
     model, x = vae(kind, **changes), photos()
     codec, c = interop.codec_from_diffusers(model), model.config
@@ -71,7 +73,8 @@ def test_codec_computes_in_float32_where_half_would_overflow():
         got = codec.encode(x)
     assert (got - want).abs().max() < 1e-3 and codec.codec.dtype == torch.float32  # its weights were rounded, once
     half = interop.codec_from_diffusers(vae(force_upcast=False)).to(torch.bfloat16)
-    assert 0 < (half.encode(x) - want).abs().max() < 0.1 and half.codec.dtype == torch.bfloat16 and half.encode(x).dtype == torch.float32
+    assert (0 < (half.encode(x) - want).abs().max() < 0.1 and half.codec.dtype == torch.bfloat16
+            and half.encode(x).dtype == torch.float32)
 
 
 def test_codec_files(tmp_path, pipelines):
@@ -81,7 +84,8 @@ def test_codec_files(tmp_path, pipelines):
         assert torch.equal(codec.encode(x), interop.codec_from_diffusers(vae()).encode(x))
     for keep in ("value", "reference"):
         interop.codec_from_diffusers(folder, keep=keep).save(tmp_path / "codec.safetensors")
-        assert torch.equal(Codec.load(tmp_path / "codec.safetensors").decode(codec.encode(x)), codec.decode(codec.encode(x)))
+        assert torch.equal(Codec.load(tmp_path / "codec.safetensors").decode(codec.encode(x)),
+                           codec.decode(codec.encode(x)))
         assert ((tmp_path / "codec.safetensors").stat().st_size > 5000) == (keep == "value")
     refuses("codec UNet2DModel; want one of AutoencoderKL, VQModel", interop.codec_from_diffusers, unet("gray"))
     refuses("has no codec", interop.codec_from_diffusers, tmp_path)
@@ -91,7 +95,7 @@ def test_codec_files(tmp_path, pipelines):
     refuses("multiples of 2", codec.encode, x[..., :15])
 
 
-# ---- prompts ----------------------------------------------------------------------------------------------------------
+# ---- prompts ---------------------------------------------------------------------------------------------------------
 
 
 def told_by_pipeline(pipeline, name, prompt):
@@ -105,7 +109,8 @@ def told_by_pipeline(pipeline, name, prompt):
             width = pipeline.text_encoder_2.config.projection_dim
             ids = pipeline._get_add_time_ids((side, side), (0, 0), (side, side), embeds.dtype, width)
             return {"prompt_embeds": embeds, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
-        embeds, _, pooled, _ = pipeline.encode_prompt(prompt, None, None, device="cpu", do_classifier_free_guidance=False)
+        embeds, _, pooled, _ = pipeline.encode_prompt(prompt, None, None, device="cpu",
+                                                      do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
 
@@ -158,7 +163,7 @@ def test_missing_text_encoder_or_transformers(tmp_path, pipelines, monkeypatch):
         interop.from_diffusers(folder)
 
 
-# ---- the command line ---------------------------------------------------------------------------------------------------
+# ---- the command line ------------------------------------------------------------------------------------------------
 
 
 def run(*argv):
@@ -173,7 +178,8 @@ def test_commands_take_and_give_images(pipelines, tmp_path, capsys, monkeypatch)
     photos_.mkdir()
     for i in range(4):
         Image.effect_noise((50, 44), 40 + 10 * i).convert("RGB").save(photos_ / f"{i}.png")
-    options = ["--steps", 2, "--batch-size", 2, "--precision", "no", "--set", "encoder.z_dim=4", "--set", "train.flip=true"]
+    options = ["--steps", 2, "--batch-size", 2, "--precision", "no", "--set", "encoder.z_dim=4", "--set",
+               "train.flip=true"]
     run("train", "--dpm", word, "--data", photos_, "--out", out, *options)
     cached = list(out.glob("latents-*.safetensors"))
     assert len(cached) == 1
@@ -187,7 +193,8 @@ def test_commands_take_and_give_images(pipelines, tmp_path, capsys, monkeypatch)
         raise AssertionError("encoded again")
 
     monkeypatch.setattr("pdae_lite.interop.codec.Codec.encode", encode)
-    run("train", "--dpm", word, "--data", photos_, "--out", out, *options, "--steps", 3)  # goes on, with the latents that are there
+    # goes on, with the latents that are there
+    run("train", "--dpm", word, "--data", photos_, "--out", out, *options, "--steps", 3)
     monkeypatch.undo()
     Image.effect_noise((50, 44), 90).convert("RGB").save(photos_ / "more.png")
     run("train", "--dpm", word, "--data", photos_, "--out", tmp_path / "other", *options)
@@ -197,7 +204,8 @@ def test_commands_take_and_give_images(pipelines, tmp_path, capsys, monkeypatch)
     capsys.readouterr()
     run("reconstruct", photos_ / "0.png", "--model", model, "--steps", 2, "--out", tmp_path / "r.png")
     assert "of the codec alone" in capsys.readouterr().out
-    run("interpolate", photos_ / "0.png", photos_ / "1.png", "--model", model, "--steps", 2, "-n", 3, "--out", tmp_path / "i.png")
+    run("interpolate", photos_ / "0.png", photos_ / "1.png", "--model", model, "--steps", 2, "-n", 3, "--out",
+        tmp_path / "i.png")
     run("sample", "--model", word, "--plain", "-n", 4, "--steps", 2, "--out", tmp_path / "s.png")
     run("evaluate", "--model", model, "--data", photos_, "--steps", "2", "--json", tmp_path / "e.json")
     report = json.loads((tmp_path / "e.json").read_text())["reconstruction"]["2"]
@@ -283,5 +291,5 @@ def test_latents_of_what_is_in_memory(tmp_path):
 
 def test_a_codec_of_another_model():
     dpm, schedule = interop.from_diffusers(unet("gray"))
-    refuses("the codec's latents have 4 channels, the DPM takes 1; want those of one pipeline", PDAE, dpm, None, schedule,
-            codec=interop.codec_from_diffusers(vae()))
+    refuses("the codec's latents have 4 channels, the DPM takes 1; want those of one pipeline", PDAE, dpm, None,
+            schedule, codec=interop.codec_from_diffusers(vae()))

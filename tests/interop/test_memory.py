@@ -16,12 +16,13 @@ memory = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(memory)
 
 WIDE = {  # wide enough that tensors, not Python, are what it takes
-    "UNet2DConditionModel": (dict(sample_size=32, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=16,
-                                  attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    "UNet2DConditionModel": (dict(sample_size=32, block_out_channels=(32, 64), layers_per_block=1,
+                                  cross_attention_dim=16, attention_head_dim=4,
+                                  down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
                                   up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")),
                              {"prompt_embeds": (1, 8, 16)}),
-    "DiTTransformer2DModel": (dict(num_attention_heads=4, attention_head_dim=16, out_channels=8, num_layers=8, sample_size=32,
-                                   num_embeds_ada_norm=10), {}),
+    "DiTTransformer2DModel": (dict(num_attention_heads=4, attention_head_dim=16, out_channels=8, num_layers=8,
+                                   sample_size=32, num_embeds_ada_norm=10), {}),
 }
 
 

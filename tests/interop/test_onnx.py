@@ -33,7 +33,8 @@ def ours(form: str = "difference", prediction: str = "v", **options) -> PDAE:
     config = UNetConfig(16, 1, 16, (1, 2), 1, (2,), **options)
     encoder = SemanticEncoder(EncoderConfig(16, 1, (8, 16), 0, z_dim=6))
     precondition = "v" if form == "paper" else None
-    return shaken(PDAE(as_epsilon(UNet(config), prediction, schedule), encoder, schedule, form=form, precondition=precondition))
+    return shaken(PDAE(as_epsilon(UNet(config), prediction, schedule), encoder, schedule, form=form,
+                       precondition=precondition))
 
 
 def foreign(name: str) -> PDAE:
@@ -45,7 +46,8 @@ def foreign(name: str) -> PDAE:
 
 def evaluated(folder, x_t, t, z):
     """What the graphs say: z's code of x_t, ε_θ and what is known."""
-    sessions = {part: runtime.InferenceSession(str(folder / f"{part}.onnx"), providers=["CPUExecutionProvider"]) for part in PARTS}
+    sessions = {part: runtime.InferenceSession(str(folder / f"{part}.onnx"), providers=["CPUExecutionProvider"])
+                for part in PARTS}
 
     def run(part, told):
         return dict(zip([o.name for o in sessions[part].get_outputs()],
@@ -53,12 +55,15 @@ def evaluated(folder, x_t, t, z):
 
     told = {"x_t": x_t.numpy(), "t": np.array([t]), "z": z.numpy(), "x_0": x_t.clamp(-1, 1).numpy()}
     told |= run("trunk", told)
-    return [torch.from_numpy(run(part, told)[name]) for part, name in (("encoder", "z"), ("head", "eps"), ("known", "known"))]
+    return [torch.from_numpy(run(part, told)[name])
+            for part, name in (("encoder", "z"), ("head", "eps"), ("known", "known"))]
 
 
 @pytest.mark.parametrize("make", [
-    lambda: ours(), lambda: ours("paper", "epsilon", patch_size=2), lambda: ours("paper", learn_variance=True, num_heads=2),
-    lambda: ours(prediction="x_0", resblock_updown=False, scale_shift_norm=False), lambda: foreign("adm"), lambda: foreign("wide")],
+    lambda: ours(), lambda: ours("paper", "epsilon", patch_size=2),
+    lambda: ours("paper", learn_variance=True, num_heads=2),
+    lambda: ours(prediction="x_0", resblock_updown=False, scale_shift_norm=False), lambda: foreign("adm"),
+    lambda: foreign("wide")],
     ids=["v", "paper", "paper v", "x_0", "diffusers adm", "diffusers wide"])
 def test_graphs_say_what_the_model_says(make, tmp_path):
     model = make().eval()
@@ -85,7 +90,8 @@ def test_fewer_bits_cost_little_and_say_so(tmp_path, monkeypatch):
         facts = to_onnx(model, tmp_path / weights, weights)
         sizes[weights] = sum(f["bytes"] for f in facts.values())
         errors[weights] = facts["known"]["as_stored"]
-    assert sizes["int8"] < sizes["fp16"] < sizes["fp32"] and errors["fp32"] < errors["fp16"] < errors["int8"] < 0.2, (sizes, errors)
+    assert sizes["int8"] < sizes["fp16"] < sizes["fp32"] and errors["fp32"] < errors["fp16"] < errors["int8"] < 0.2, (
+        sizes, errors)
 
 
 def test_the_command(tmp_path, capsys):

@@ -1,4 +1,5 @@
-"""Flow matching and EDM as noise predictors: against the raw network by formula, and against diffusers' first-order samplers."""
+"""Flow matching and EDM as noise predictors: against the raw network by formula, and against diffusers' first-order
+samplers."""
 import math
 from typing import NamedTuple
 
@@ -20,10 +21,12 @@ ALL = torch.tensor([0, 1, 10, 100, 500, 900, 999])
 SCHEDULERS = {
     "flow": lambda: diffusers.FlowMatchEulerDiscreteScheduler(),
     "flow, shifted": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=False),
-    "flow of UniPC": lambda: diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0),
+    "flow of UniPC": lambda: diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True,
+                                                               flow_shift=2.0),
     "edm": lambda: diffusers.EDMEulerScheduler(),
     "edm, exponential v": lambda: diffusers.EDMDPMSolverMultistepScheduler(
-        sigma_min=0.01, sigma_max=50, sigma_data=1.0, sigma_schedule="exponential", prediction_type="v_prediction", solver_order=1),
+        sigma_min=0.01, sigma_max=50, sigma_data=1.0, sigma_schedule="exponential", prediction_type="v_prediction",
+        solver_order=1),
 }
 
 
@@ -51,7 +54,8 @@ def family(request):
 
 
 def level(schedule, t):
-    return [torch.tensor(v, dtype=torch.float64)[:, None, None, None] for v in zip(*(schedule.level(int(i)) for i in t))]
+    return [torch.tensor(v, dtype=torch.float64)[:, None, None, None]
+            for v in zip(*(schedule.level(int(i)) for i in t))]
 
 
 def test_against_the_raw_network_by_formula(family):
@@ -75,7 +79,8 @@ def test_against_the_raw_network_by_formula(family):
 
 
 def test_first_order_samplers_are_ddim(family):
-    """On the same points: diffusers' steps on its path, ours behind the division. `set_timesteps` would place them otherwise."""
+    """On the same points: diffusers' steps on its path, ours behind the division. `set_timesteps` would place them
+    otherwise."""
     model, dpm, schedule, scheduler = family
     grid = [0, 50, 200, 500, 800, 999]
     a, s = (v.flatten() for v in level(schedule, torch.tensor(grid[::-1])))
@@ -83,8 +88,8 @@ def test_first_order_samplers_are_ddim(family):
     scale = 1 / (a + s) if dpm.prediction == "flow" else 1 / a  # of the path, to ours
     name = type(scheduler).__name__
     if name == "UniPCMultistepScheduler":
-        scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=1,
-                                                      disable_corrector=list(range(10)))
+        scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True,
+                                                      solver_order=1, disable_corrector=list(range(10)))
     scheduler.set_timesteps(len(grid))
     scheduler.sigmas = torch.cat([points, torch.zeros(1, dtype=torch.float64)]).float()
     scheduler.timesteps = (1000 * points if dpm.prediction == "flow" else points.log() / 4).float()
@@ -128,8 +133,9 @@ def test_told_times_are_exact_where_float32_is_not():
     assert abs(from_float32 - float(told)) > 1e-4
 
 
-@pytest.mark.parametrize(("kind", "schedule"), [("flow", interop.flow_schedule(100, 2.0)), ("edm", interop.edm_schedule(100)),
-                                                ("flow", NoiseSchedule.linear(100))])
+@pytest.mark.parametrize(("kind", "schedule"),
+                         [("flow", interop.flow_schedule(100, 2.0)), ("edm", interop.edm_schedule(100)),
+                          ("flow", NoiseSchedule.linear(100))])
 def test_ones_own_network(kind, schedule, tmp_path):
     torch.manual_seed(0)
     net = UNet(UNetConfig(16, 3, 8, (1, 2), 1, ()))
@@ -148,7 +154,8 @@ def test_ones_own_network(kind, schedule, tmp_path):
 
 
 def test_an_ideal_network_on_each_path():
-    """Unit Gaussian data: ε = √(1−ᾱ) x_t in our coordinates; v of flow and F of EDM are linear, too, and come out as that."""
+    """Unit Gaussian data: ε = √(1−ᾱ) x_t in our coordinates; v of flow and F of EDM are linear, too, and come out as
+    that."""
     x, t = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 300, 999])
     for kind, schedule in (("flow", interop.flow_schedule()), ("edm", interop.edm_schedule())):
         door = as_epsilon(Listens(), kind, schedule)
@@ -192,5 +199,6 @@ def test_refusals():
     ]:
         refuses(message, interop.from_diffusers, model, scheduler)
         refuses("scheduler", interop.sample_with, scheduler, None, None, NoiseSchedule.linear())
-    refuses("prediction 'score'; want one of epsilon, v, x_0, flow, edm", as_epsilon, model, "score", NoiseSchedule.linear())
+    refuses("prediction 'score'; want one of epsilon, v, x_0, flow, edm", as_epsilon, model, "score",
+            NoiseSchedule.linear())
     refuses("sigma_min=3, sigma_max=2", interop.edm_schedule, 10, 3, 2)

@@ -15,7 +15,9 @@ RECORD = json.loads((data.ASSETS / "digits_classifier.json").read_text(encoding=
 
 def test_calibration_error():
     sure = torch.tensor([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])
-    assert script.calibration_error(sure, torch.tensor([True, True, True, True, True, False])) == pytest.approx((4 * 0.05 + 2 * 0.05) / 6)
+    assert script.calibration_error(sure,
+                                    torch.tensor([True, True, True, True, True, False])) == pytest.approx((4 * 0.05 + 2
+                                                                                                           * 0.05) / 6)
     assert script.calibration_error(torch.ones(4), torch.tensor([True, False, False, False])) == pytest.approx(0.75)
 
 

@@ -1,4 +1,5 @@
-"""The feature networks and the reference that ship: as good as their cards say, of one piece, and able to tell images apart."""
+"""The feature networks and the reference that ship: as good as their cards say, of one piece, and able to tell images
+apart."""
 import hashlib
 import json
 
@@ -30,7 +31,8 @@ def real():
 
 def tiny(**changes):
     torch.manual_seed(0)
-    return FeatureNet(FeatureConfig(**({"name": "tiny", "labels": ("a", "b", "c"), "image_size": 8, "channels": (4, 6), "strides": (2, 2),
+    return FeatureNet(FeatureConfig(**({"name": "tiny", "labels": ("a", "b", "c"), "image_size": 8, "channels": (4, 6),
+                                        "strides": (2, 2),
                                         "width": 5} | changes))).eval()
 
 
@@ -42,8 +44,10 @@ def test_files_are_those_of_their_cards(name):
     record, card = CARDS[name], (data.ASSETS / f"{name}_features.md").read_text()
     for entry in (record["file"], *([record["reference"]["file"]] if "reference" in record else [])):
         packed = (data.ASSETS / entry["name"]).read_bytes()
-        assert hashlib.sha256(packed).hexdigest() == entry["sha256"] and len(packed) == entry["bytes"] and entry["sha256"] in card
-    assert record["file"]["bytes"] < 0.7e6 and record["training"]["command"] in card and f"seed {record['training']['seed']}" in card
+        assert (hashlib.sha256(packed).hexdigest() == entry["sha256"] and len(packed) == entry["bytes"]
+                and entry["sha256"] in card)
+    assert (record["file"]["bytes"] < 0.7e6 and record["training"]["command"] in card
+            and f"seed {record['training']['seed']}" in card)
 
 
 def test_digits_are_known_as_well_as_the_card_says(nets):
@@ -62,7 +66,8 @@ def test_faces_are_known_as_well_as_the_card_says(nets, faces):
     assert net.config.labels == faces.attributes and logits.shape == (300, len(faces.attributes))
     right = ((logits > 0) == (faces.labels[:300] > 0)).float().mean(0)
     recorded = torch.tensor([record["accuracy"][name] for name in faces.attributes])
-    assert float((right - recorded).abs().max()) < 0.04 and abs(float(right.mean() - recorded.mean())) < 0.01  # 300 of the 1,000
+    # 300 of the 1,000
+    assert (float((right - recorded).abs().max()) < 0.04 and abs(float(right.mean() - recorded.mean())) < 0.01)
     assert record["auroc_mean"] > 0.96 and record["auroc_least"] > 0.65  # expressions are a few pixels of 32×32
     error = (turned - faces.pose[:300, :4]).abs().mean(0)
     assert torch.allclose(error, torch.tensor(list(record["pose_mean_absolute_error"].values())), rtol=0.15)
@@ -101,7 +106,8 @@ def test_the_reference_is_of_fresh_faces_like_the_others(nets, faces, real):
     logits = nets["peeps"].logits(real.values).detach()
     assert float(((logits > 0) == (real.labels > 0)).float().mean()) > 0.96  # the labels belong to these features
     own = extract(nets["peeps"], faces)
-    assert own.space == real.space and float(metrics.nearest_distance(own, real).min()) > 0  # no test face is among them
+    # no test face is among them
+    assert (own.space == real.space and float(metrics.nearest_distance(own, real).min()) > 0)
 
 
 def test_held_out_faces_are_near_the_reference_and_spoilt_ones_far(nets, faces, real):
@@ -158,7 +164,8 @@ def test_extract_takes_bytes_floats_and_data_sets():
     assert net.training and not features.values.requires_grad  # in eval mode meanwhile, and as it was afterwards
     assert torch.equal(features.labels, labels) and features.space == "tiny class features"
     assert torch.allclose(extract(net, data.to_float(pixels)).values, features.values, atol=1e-6)
-    assert len(features[2:4]) == 2 and features[2:4].labels.tolist() == [2, 3] and features.where(5).labels.tolist() == [5]
+    assert (len(features[2:4]) == 2 and features[2:4].labels.tolist() == [2, 3]
+            and features.where(5).labels.tolist() == [5])
 
 
 def test_larger_images_are_shrunk():

@@ -53,7 +53,8 @@ def test_bootstrap_intervals_cover(statistic, truth):
 
 
 def test_values_of_the_middle():
-    assert metrics.median(torch.tensor([1.0, 9.0, 2.0, 3.0])).value == 2.5 and metrics.median(torch.tensor([1.0, 9.0, 2.0])).value == 2.0
+    assert (metrics.median(torch.tensor([1.0, 9.0, 2.0, 3.0])).value == 2.5
+            and metrics.median(torch.tensor([1.0, 9.0, 2.0])).value == 2.0)
 
 
 def test_shares_have_wilsons_interval():
@@ -128,7 +129,8 @@ def test_lpips_only_with_its_own_weights(tmp_path, monkeypatch):
     with torch.device("meta"):
         shapes = {k: v.shape for k, v in alexnet().state_dict().items()}
     g = torch.Generator().manual_seed(0)  # random filters; the unused classifier as one number, seen as 59 million
-    fake = {k: torch.randn(s, generator=g) * 0.05 if "features" in k else torch.zeros(1).expand(s) for k, s in shapes.items()}
+    fake = {k: torch.randn(s, generator=g) * 0.05 if "features" in k else torch.zeros(1).expand(s)
+            for k, s in shapes.items()}
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(fake, tmp_path / "hub" / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2])
     a, b = images(2, 64, 1), images(2, 64, 1, seed=1)
@@ -168,7 +170,8 @@ def test_memorisation_tells_copies_from_samples():
     honest = metrics.memorisation(fresh, train, held_out)
     assert not honest.ratio.excludes(1) and honest.generated.n == (300, 300) and honest.ratio.n == (300, 300, 300)
     copies = metrics.memorisation(train + 0.1 * fresh, train, held_out)
-    assert copies.ratio.high < 0.5 and copies.ratio.value == pytest.approx(copies.generated.value / copies.held_out.value)
+    assert (copies.ratio.high < 0.5
+            and copies.ratio.value == pytest.approx(copies.generated.value / copies.held_out.value))
     assert honest.held_out.value == pytest.approx(float(torch.cdist(held_out, train).min(1).values.median()), rel=1e-2)
     with pytest.raises(ValueError, match="half of held_out or more are training images themselves"):
         metrics.memorisation(fresh, train, train)
@@ -196,7 +199,8 @@ def test_frechet_distance_of_gaussians():
         return metrics.Statistics(torch.tensor(mean).double(), torch.tensor(covariance).double(), 10)
 
     a, b = stats([0.0, 1.0], [[4.0, 0.0], [0.0, 9.0]]), stats([3.0, -3.0], [[1.0, 0.0], [0.0, 25.0]])
-    assert metrics.frechet_distance(a, b) == pytest.approx(9 + 16 + (2 - 1) ** 2 + (3 - 5) ** 2)  # diagonal: (σ_a − σ_b)²
+    # diagonal: (σ_a − σ_b)²
+    assert metrics.frechet_distance(a, b) == pytest.approx(9 + 16 + (2 - 1) ** 2 + (3 - 5) ** 2)
     assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
     turned = stats([0.0, 1.0], [[6.5, -2.5], [-2.5, 6.5]])  # a's covariance turned by 45°: they don't commute
     x = torch.linalg.eigvals(a.covariance @ turned.covariance).real.sqrt().sum()
@@ -211,7 +215,8 @@ def test_fid_is_torchmetrics_in_float64():
     e = metrics.fid(Features(x, "s"), Features(y, "s"))
     assert e.value == pytest.approx(float(theirs), rel=1e-6) and e.n == (300, 200) and e.space == "s"
     known = metrics.fid(Features(x, "s"), metrics.statistics(Features(y, "s")))
-    assert known.value == pytest.approx(e.value) and known.high - known.low < e.high - e.low  # the reference counts as exact
+    # the reference counts as exact
+    assert (known.value == pytest.approx(e.value) and known.high - known.low < e.high - e.low)
 
 
 def test_fid_intervals_cover_and_its_bias_is_as_stated():
@@ -238,7 +243,8 @@ def test_kid_is_unbiased_and_its_intervals_cover():
         values = torch.tensor([e.value for e in estimates])
         assert abs(float(values.mean()) - truth) < 3 * float(values.std()) / math.sqrt(200)
         assert coverage(estimates, truth) >= 0.9
-        assert float(values.std()) * 1.96 < sum(e.high - e.value for e in estimates) / 200 * 1.1 < 2.2 * 1.96 * float(values.std())
+        assert float(values.std()) * 1.96 < sum(e.high - e.value
+                                                for e in estimates) / 200 * 1.1 < 2.2 * 1.96 * float(values.std())
     assert mmd_of_gaussians(0.0, 4) == 0 and float(values.min()) < truth < float(values.max())
 
 
@@ -313,7 +319,8 @@ def test_the_difference_of_two_fids():
     assert found.low < found.value < found.high and found.n == (60, 80)
 
 
-@pytest.mark.parametrize(("difference", "distance"), [(metrics.kid_difference, metrics.kid), (metrics.fid_difference, metrics.fid)])
+@pytest.mark.parametrize(("difference", "distance"),
+                         [(metrics.kid_difference, metrics.kid), (metrics.fid_difference, metrics.fid)])
 def test_pairs_narrow_the_interval(difference, distance):
     a, real = pairable(100, 0.3), pairable(100, 0, 2)
     b = Features(a.values + 0.05 * pairable(100, 0, 3).values)
@@ -343,7 +350,8 @@ def test_where_classes_have_fixed_numbers_whole_groups_are_left_out():
     assert found.excludes(0) and found.low < found.value < found.high
     same = metrics.kid_difference(near, near, real)
     assert same.value == same.low == same.high == 0
-    paired = Features(near.values + 0.01, "made up", near.labels, stratified=True)  # what both share doesn't widen the interval
+    # what both share doesn't widen the interval
+    paired = Features(near.values + 0.01, "made up", near.labels, stratified=True)
     independent = metrics.kid(paired, real) - metrics.kid(near, real)
     narrow = metrics.kid_difference(paired, near, real)
     assert narrow.high - narrow.low < 0.3 * (independent.high - independent.low)
@@ -360,7 +368,8 @@ def test_a_set_against_itself_is_a_set_against_its_copy():
     f = pairable(40)
     copy = Features(f.values.clone())
     for figure in (metrics.kid, metrics.fid, metrics.nearest_distance, metrics.nearest_is_own, metrics.precision_recall,
-                   metrics.feature_distance, lambda a, b: metrics.memorisation(pairable(20, 0, 5), a, pairable(20, 0, 6))):
+                   metrics.feature_distance,
+                   lambda a, b: metrics.memorisation(pairable(20, 0, 5), a, pairable(20, 0, 6))):
         own, other = figure(f, f), figure(f, copy)
         assert torch.equal(own, other) if torch.is_tensor(own) else own == other
     assert metrics.kid(f, f).value < 0  # unbiased from two sets of one distribution, these share every image
@@ -374,7 +383,8 @@ def test_what_holds_of_every_distance(n, m, d, shift, seed):
     mixed = Features(a.values[torch.randperm(n, generator=torch.Generator().manual_seed(seed))])
     for distance in (metrics.kid, metrics.fid):
         e, other = distance(a, b), distance(b, a)
-        assert e.low <= e.value <= e.high and e.n == (n, m) and other.value == pytest.approx(e.value, rel=1e-6, abs=1e-6)
+        assert (e.low <= e.value <= e.high and e.n == (n, m)
+                and other.value == pytest.approx(e.value, rel=1e-6, abs=1e-6))
         assert distance(mixed, b).value == pytest.approx(e.value, rel=1e-6, abs=1e-6)
     for difference in (metrics.kid_difference, metrics.fid_difference):
         assert difference(a, a, b).value == 0
@@ -386,7 +396,8 @@ def test_what_holds_of_every_distance(n, m, d, shift, seed):
 
 def test_class_score_of_clear_and_unclear_classes():
     clear = torch.eye(10).repeat(20, 1) * 50
-    assert metrics.class_score(clear).value == pytest.approx(10) and metrics.class_score(torch.zeros(20, 10)).value == pytest.approx(1)
+    assert (metrics.class_score(clear).value == pytest.approx(10) and metrics.class_score(torch.zeros(20, 10)).value
+            == pytest.approx(1))
     assert metrics.class_score(clear[:, :10] * 0 + clear[0]).value == pytest.approx(1)  # one class only
     draws = torch.randn(60, 150, 5, generator=torch.Generator().manual_seed(1)) * 3
     estimates = [metrics.class_score(x) for x in draws]
@@ -409,10 +420,12 @@ def test_class_score_of_clear_and_unclear_classes():
     (lambda: metrics.precision_recall(gaussian(9), gaussian(9), k=0), "k=0; want 1 … 8"),
     (lambda: metrics.statistics(gaussian(1)), "one image has no covariance"),
     (lambda: metrics.class_score(gaussian(9) / 0), "logits hold NaN or infinite values"),
-    (lambda: metrics.LinearGaussian((images(9) * 100).to(torch.uint8), 2), "9 images of torch.uint8; want at least 2, float"),
+    (lambda: metrics.LinearGaussian((images(9) * 100).to(torch.uint8), 2),
+     "9 images of torch.uint8; want at least 2, float"),
     (lambda: metrics.LinearGaussian(images(9) / 0, 2), "x_0 holds NaN or infinite values"),
     (lambda: metrics.LinearGaussian(images(9, 2), 13), "z_dim=13; want 0 … 12"),
-    (lambda: metrics.principal_components(gaussian(9), 5), r"x is torch.float32 \[9, 4\], k=5; want float \[M, D\] and 1 ≤ k"),
+    (lambda: metrics.principal_components(gaussian(9), 5), r"x is torch.float32 \[9, 4\], k=5; want float \[M, D\] and "
+                                                           r"1 ≤ k"),
 ])
 def test_features_that_cant_be_compared(call, message):
     with pytest.raises(ValueError, match=message):
@@ -420,7 +433,8 @@ def test_features_that_cant_be_compared(call, message):
 
 
 def test_principal_components_leave_the_callers_random_state_alone():
-    x = torch.randn(40, 2049, generator=torch.Generator().manual_seed(1))  # so wide that it is done by random projection
+    # so wide that it is done by random projection
+    x = torch.randn(40, 2049, generator=torch.Generator().manual_seed(1))
     x[:, :3] *= 100  # three strong directions
     torch.manual_seed(5)
     before = torch.get_rng_state()

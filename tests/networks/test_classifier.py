@@ -11,7 +11,9 @@ from pdae_lite.pdae import PDAE
 from pdae_lite.training import train
 
 
-@pytest.mark.parametrize("unet", [{}, {"patch_size": 2}, {"resblock_updown": False, "conv_resample": False, "scale_shift_norm": False}])
+@pytest.mark.parametrize("unet",
+                         [{}, {"patch_size": 2}, {"resblock_updown": False, "conv_resample": False,
+                                                  "scale_shift_norm": False}])
 def test_the_gradient_is_that_of_finite_differences(unet):
     model = filled(classifier(**unet)).double()
     x = noise(dtype=torch.float64)
@@ -54,7 +56,8 @@ def test_training_loss_is_the_weighted_cross_entropy():
     log_p = model.log_prob(SCHEDULE.add_noise(x_0, T_BATCH, eps), T_BATCH)
     want = -sum(weight[t] * log_p[i, y] for i, (t, y) in enumerate(zip(T_BATCH, Y))) / 3
     torch.testing.assert_close(model.training_loss(x_0, T_BATCH, eps, Y, SCHEDULE, weight), want)
-    for y, message in ((None, "the data set has none"), (Y[:, None].repeat(1, 2), r"y is int64 \[3, 2\]; want int64 \[3\]")):
+    for y, message in ((None, "the data set has none"), (Y[:, None].repeat(1, 2), r"y is int64 \[3, 2\]; want int64 "
+                                                                                  r"\[3\]")):
         with pytest.raises(ValueError, match=message):
             model.training_loss(x_0, T_BATCH, eps, y, SCHEDULE, weight)
 
@@ -68,9 +71,11 @@ def test_train_save_and_load(tmp_path):
     assert accuracy[:2].tolist() == [1, 1] and 0.1 < float(accuracy[2]) < 0.8, accuracy  # noise hides the class
     assert torch.equal(accuracy, model.accuracy(x_0, y, [0, 10, 99], batch_size=7))
     again = NoisyClassifier.load(result.path)
-    assert again.config == model.config and again.schedule.same_as(SCHEDULE) and again.metadata["training"]["steps"] == 40
+    assert (again.config == model.config and again.schedule.same_as(SCHEDULE)
+            and again.metadata["training"]["steps"] == 40)
     assert not again.training
-    torch.testing.assert_close(again(noise(), T_BATCH), model(noise(), T_BATCH), rtol=1e-5, atol=1e-6)  # one is channels_last
+    # one is channels_last
+    torch.testing.assert_close(again(noise(), T_BATCH), model(noise(), T_BATCH), rtol=1e-5, atol=1e-6)
     model.save(tmp_path / "own.safetensors", {"note": "bars"})
     assert NoisyClassifier.load(tmp_path / "own.safetensors").metadata == {"note": "bars"}
     save_model(tmp_path / "half.safetensors", model, dtype=torch.float16)

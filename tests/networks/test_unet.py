@@ -10,7 +10,8 @@ from pdae_lite.checkpoint import build, describe
 from pdae_lite.networks.encoder import EncoderConfig, SemanticEncoder, UNetEncoder, UNetEncoderConfig
 from pdae_lite.networks.unet import AttentionBlock, ResBlock, UNet, UNetConfig, _run_head, timestep_embedding
 
-TINY = UNetConfig(image_size=16, in_channels=1, base_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_downsampling=(2,))
+TINY = UNetConfig(image_size=16, in_channels=1, base_channels=8, channel_mult=(1, 2), num_res_blocks=1,
+                  attention_downsampling=(2,))
 
 
 def filled(module, seed=0):
@@ -48,16 +49,19 @@ def test_timestep_embedding():
 
 def test_state_dict_names():
     names = set(UNet(TINY).state_dict())
-    for want in ("time_embed.0.weight", "time_embed.2.bias", "input_blocks.0.0.weight", "input_blocks.1.0.in_layers.0.weight",
-                 "input_blocks.1.0.in_layers.2.weight", "input_blocks.1.0.emb_layers.1.weight", "input_blocks.1.0.out_layers.3.weight",
-                 "input_blocks.3.0.skip_connection.weight", "input_blocks.3.1.qkv.weight", "input_blocks.3.1.proj_out.bias",
-                 "input_blocks.3.1.norm.weight", "middle_block.0.in_layers.2.bias", "middle_block.1.qkv.weight",
-                 "middle_block.2.out_layers.0.weight", "output_blocks.0.0.in_layers.2.weight", "output_blocks.1.2.in_layers.2.weight",
+    for want in ("time_embed.0.weight", "time_embed.2.bias", "input_blocks.0.0.weight",
+                 "input_blocks.1.0.in_layers.0.weight", "input_blocks.1.0.in_layers.2.weight",
+                 "input_blocks.1.0.emb_layers.1.weight", "input_blocks.1.0.out_layers.3.weight",
+                 "input_blocks.3.0.skip_connection.weight", "input_blocks.3.1.qkv.weight",
+                 "input_blocks.3.1.proj_out.bias", "input_blocks.3.1.norm.weight", "middle_block.0.in_layers.2.bias",
+                 "middle_block.1.qkv.weight", "middle_block.2.out_layers.0.weight",
+                 "output_blocks.0.0.in_layers.2.weight", "output_blocks.1.2.in_layers.2.weight",
                  "out.0.weight", "out.2.bias"):
         assert want in names
     assert {n.split(".")[0] for n in names} == {"time_embed", "input_blocks", "middle_block", "output_blocks", "out"}
     estimator = set(UNet(TINY).gradient_estimator(4).state_dict())
-    assert {n.split(".")[0] for n in estimator} == {"label_emb", "shift_middle_block", "shift_output_blocks", "shift_out"}
+    assert {n.split(".")[0] for n in estimator} == {"label_emb", "shift_middle_block", "shift_output_blocks",
+                                                    "shift_out"}
     assert "shift_middle_block.0.emb_z_layers.1.weight" in estimator
     # but for z, the estimator's head is the DPM's
     assert {n.removeprefix("shift_") for n in estimator if "emb_z" not in n and n.startswith("shift_")} == {
@@ -162,8 +166,10 @@ def test_additive_embedding_halves_the_projection():
 
 @pytest.mark.parametrize(("config", "lowest"), [
     (UNetConfig(), (8, 512)),
-    (UNetConfig(image_size=128, base_channels=128, channel_mult=(1, 1, 2, 3, 4), attention_downsampling=(8,)), (8, 512)),
-    (UNetConfig(image_size=64, base_channels=192, channel_mult=(1, 2, 3, 4), num_res_blocks=3, attention_downsampling=(2, 4, 8),
+    (UNetConfig(image_size=128, base_channels=128, channel_mult=(1, 1, 2, 3, 4), attention_downsampling=(8,)),
+     (8, 512)),
+    (UNetConfig(image_size=64, base_channels=192, channel_mult=(1, 2, 3, 4), num_res_blocks=3,
+                attention_downsampling=(2, 4, 8),
                 head_channels=64, new_attention_order=True, learn_variance=True, num_classes=1000), (8, 768)),
 ])
 def test_full_size_shapes(config, lowest):
@@ -176,7 +182,8 @@ def test_full_size_shapes(config, lowest):
         assert model.gradient_estimator(512)(features, torch.empty(2, 512)).shape == x.shape
 
 
-@pytest.mark.parametrize(("size", "channels", "attention"), [(64, (64, 128, 128, 128), 1), (128, (64, 128, 256, 256, 256), 2)])
+@pytest.mark.parametrize(("size", "channels", "attention"),
+                         [(64, (64, 128, 128, 128), 1), (128, (64, 128, 256, 256, 256), 2)])
 def test_encoder_of_the_paper(size, channels, attention):
     with torch.device("meta"):
         encoder = SemanticEncoder.for_images(size, 3)
@@ -188,8 +195,10 @@ def test_encoder_of_the_paper(size, channels, attention):
 
 
 def test_encoder_of_diffae():
-    """Half a U-Net that isn't told t, down to 4×4, one width more often than the U-Net beside it (Diff-AE's settings)."""
-    for size, mult, want in ((128, (1, 1, 2, 3, 4), (1, 1, 2, 3, 4, 4)), (64, (1, 2, 4, 8), (1, 2, 4, 8, 8)), (16, (1, 2, 2), (1, 2, 2))):
+    """Half a U-Net that isn't told t, down to 4×4, one width more often than the U-Net beside it (Diff-AE's
+    settings)."""
+    for size, mult, want in ((128, (1, 1, 2, 3, 4), (1, 1, 2, 3, 4, 4)), (64, (1, 2, 4, 8), (1, 2, 4, 8, 8)),
+                             (16, (1, 2, 2), (1, 2, 2))):
         with torch.device("meta"):
             encoder = UNetEncoder.beside(UNetConfig(image_size=size, channel_mult=mult, num_classes=3), 8)
             assert encoder.config.unet.channel_mult == want and encoder.z_dim == 8
@@ -198,7 +207,8 @@ def test_encoder_of_diffae():
                 h = block(h, None)
             assert h.shape[2:] == (4, 4) and encoder(torch.empty(2, 3, size, size)).shape == (2, 8)
     names = set(encoder.state_dict())
-    assert {n.split(".")[0] for n in names} == {"input_blocks", "middle_block", "out"} and not any("emb" in n for n in names)
+    assert ({n.split(".")[0] for n in names} == {"input_blocks", "middle_block", "out"}
+            and not any("emb" in n for n in names))
 
 
 def test_encoder_of_diffae_sees_the_image_and_survives_a_file():

@@ -24,14 +24,16 @@ class Calls:
 
 def mixture():
     y = torch.arange(6) % K
-    return Calls(MIXTURE.eps), Calls(guided(MIXTURE.eps, MIXTURE.log_joint, y, SCHEDULE, 2.0)), noise(6, dtype=torch.float64)
+    made = guided(MIXTURE.eps, MIXTURE.log_joint, y, SCHEDULE, 2.0)
+    return Calls(MIXTURE.eps), Calls(made), noise(6, dtype=torch.float64)
 
 
 def test_every_stage_is_what_sampling_stage_by_stage_gives():
     plain, inside, x_T = mixture()
     found = critical_stage.every_stage(plain, inside, x_T, SCHEDULE, lambda images: images, steps=5)
     assert set(found) == {(a, b) for a in range(0, 100, 20) for b in range(20, 101, 20) if a < b} | {(0, 0)}
-    assert (plain.count, inside.count) == (5 + 10 + 6 + 3 + 1, 15)  # down without guidance; the ends of the stages; the stages
+    # down without guidance; the ends of the stages; the stages
+    assert (plain.count, inside.count) == (5 + 10 + 6 + 3 + 1, 15)
     for stage, images in found.items():
         assert torch.equal(images, sampling.ddim(staged(inside, plain, *stage), x_T, SCHEDULE, 5)), stage
 

@@ -19,7 +19,8 @@ def test_what_is_stored_is_whole():
 
 
 def test_a_slice_of_what_is_stored_comes_out_again():
-    """Ten samples, two stages: at most one of 20 is judged otherwise (networks round differently from one CPU to the next)."""
+    """Ten samples, two stages: at most one of 20 is judged otherwise (networks round differently from one CPU to the
+    next)."""
     models, only = critical_stage.load_models(), {(400, 700), (0, 1000)}
     assert critical_stage.described({}, models, "cpu")["sha256_of_weights"] == STORED["sha256_of_weights"]
     found = critical_stage.block(models, 0, 10, STORED, only)

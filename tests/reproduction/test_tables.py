@@ -15,7 +15,7 @@ from pdae_lite.reproduction.partial import Partial
 from pdae_lite.reproduction.subject import Subject
 from pdae_lite.reproduction.table_2 import Cell
 
-# ---- samples -------------------------------------------------------------------------------------------------------------
+# ---- samples ---------------------------------------------------------------------------------------------------------
 
 
 def small_pdae():
@@ -92,7 +92,7 @@ def test_shipped_models_have_every_row():
     assert set(s.digests()) == {"pdae", "diffae", "latent", "diffae_latent", "net"}
 
 
-# ---- stopped and resumed -------------------------------------------------------------------------------------------------
+# ---- stopped and resumed ---------------------------------------------------------------------------------------------
 
 
 def test_goes_on_where_it_was_stopped(subject, tmp_path):
@@ -113,7 +113,7 @@ def test_goes_on_where_it_was_stopped(subject, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def run(*argv):
@@ -121,7 +121,8 @@ def run(*argv):
 
 
 def test_table_1_of_a_file(files, subject, tmp_path, capsys, monkeypatch):
-    arguments = ["--table", 1, "--model", files[0], "--count", 3, "--steps", 2, "--batch-size", 2, "--json", tmp_path / "t.json"]
+    arguments = ["--table", 1, "--model", files[0], "--count", 3, "--steps", 2, "--batch-size", 2, "--json",
+                 tmp_path / "t.json"]
     assert run(*arguments) == 0
     out = capsys.readouterr().out
     assert "3 held-out digits rebuilt, T = 2" in out and "isn't LPIPS" in out
@@ -137,7 +138,8 @@ def test_table_1_of_a_file(files, subject, tmp_path, capsys, monkeypatch):
     assert got["first"] == pytest.approx(metrics.mse(x_0, x).tolist(), rel=1e-3)
     assert got["SSIM"]["value"] == pytest.approx(float(metrics.ssim(x_0, x).mean()), rel=1e-3)
     assert record["metric"] == "distance in digits shape features" and not record["is_lpips"] and "LPIPS" not in got
-    assert record["seed"] == 0 and len(record["sha256_of_weights"]["pdae"]) == 64 and record["device"] and record["date"]
+    assert (record["seed"] == 0 and len(record["sha256_of_weights"]["pdae"]) == 64 and record["device"]
+            and record["date"])
     assert not (tmp_path / "t.json.part").exists()
     monkeypatch.setattr(table_1, "table_1", None)  # a record that is complete isn't measured again
     assert run(*arguments) == 0 and capsys.readouterr().out == out
@@ -146,7 +148,8 @@ def test_table_1_of_a_file(files, subject, tmp_path, capsys, monkeypatch):
 
 
 def test_table_2_of_files(files, tmp_path, capsys, monkeypatch):
-    arguments = ["--table", 2, "--model", files[0], "--latent", files[1], "--steps", "2,3", "--json", tmp_path / "t.json"]
+    arguments = ["--table", 2, "--model", files[0], "--latent", files[1], "--steps", "2,3", "--json",
+                 tmp_path / "t.json"]
     assert run(*arguments, "--samples", 20, "--dtype", "bf16") == 0
     out = capsys.readouterr().out
     assert "KID in digits class features, 20 samples against 500 real images" in out and "FID's formula" not in out
@@ -157,7 +160,8 @@ def test_table_2_of_files(files, tmp_path, capsys, monkeypatch):
     assert cells["DDIM, T = 2"]["to_the_end"]["value"] > 0 and "to_the_end" not in cells["DDIM, T = 3"]
     d = record["differences"][0]
     assert (d["a"], d["b"]) == ("PDAE, T = 2", "DDIM, T = 2")
-    assert d["kid"]["value"] == pytest.approx(cells[d["a"]]["kid"]["value"] - cells[d["b"]]["kid"]["value"], rel=1e-4, abs=1e-4)
+    assert d["kid"]["value"] == pytest.approx(cells[d["a"]]["kid"]["value"] - cells[d["b"]]["kid"]["value"], rel=1e-4,
+                                              abs=1e-4)
     check = record["precision_check"]
     assert check["samples"] == 20 and check["difference"]["low"] <= check["difference"]["high"]
     assert record["dtype"] == "bf16" and record["paper"]["horse128"]["PDAE"][0] == 11.94
@@ -193,8 +197,8 @@ def test_table_3_of_files(tmp_path, capsys, monkeypatch):
                 NoiseSchedule.linear())
     pdae.save(tmp_path / "pdae.safetensors", {"data": "peeps"})
     small_latent().save(tmp_path / "latent.safetensors")
-    arguments = ["--table", 3, "--model", tmp_path / "pdae.safetensors", "--latent", tmp_path / "latent.safetensors", "--quick",
-                 "--json", tmp_path / "t.json"]
+    arguments = ["--table", 3, "--model", tmp_path / "pdae.safetensors", "--latent", tmp_path / "latent.safetensors",
+                 "--quick", "--json", tmp_path / "t.json"]
     monkeypatch.setattr(table_3, "COUNTS", (10, 100))
     monkeypatch.setattr(table_3, "THRESHOLDS", (0.5,))
     monkeypatch.setattr(table_3, "SLOW", 3)
@@ -205,12 +209,14 @@ def test_table_3_of_files(tmp_path, capsys, monkeypatch):
     assert run(*arguments) == 0
     out = capsys.readouterr().out
     record = json.loads((tmp_path / "t.json").read_text())
-    assert record["kinds"] == ["pdae"] and list(record["attributes"]) == ["mask"] and record["pool"] == 250 and record["draws"] == 2
+    assert (record["kinds"] == ["pdae"] and list(record["attributes"]) == ["mask"] and record["pool"] == 250
+            and record["draws"] == 2)
     rows = record["attributes"]["mask"]["classes"]["1"]
     assert rows["pdae, unselected"]["n"] == 250 and len(rows["pdae, binary"]) == 2
     assert all(row["n"] == round(250 * row["rate"]) for row in rows["pdae, binary"])
     assert rows["real, of the class"]["kid"] < rows["pdae, unselected"]["kid"]  # an untrained model draws no faces
-    assert record["decoded"].startswith("DPM-Solver++, 10 evaluations, float32") and record["check"]["pdae"]["images"] == 100
+    assert (record["decoded"].startswith("DPM-Solver++, 10 evaluations, float32")
+            and record["check"]["pdae"]["images"] == 100)
     kid = sum(row["kid"] for row in rows["labelled, 50"]) / 2
     assert f"/ {kid:.3g}" in next(line for line in out.splitlines() if line.startswith("naive: 50"))
     assert "PDAE, 100 positives" in out and "Diff-AE" not in out and not (tmp_path / "t.json.part").exists()

@@ -25,7 +25,8 @@ def same_models(record, name):
 def provenance(record, table, name):
     assert record["table"] == table and record["model"] == record["data"] == name and not record["quick"]
     assert all(part in record["command"] for part in ("pdae evaluate", f"--table {table}", f"--model {name}"))
-    assert {"torch", "python", "pdae_lite"} <= set(record["versions"]) and record["device"] and record["date"] and record["seed"] == 0
+    assert ({"torch", "python", "pdae_lite"} <= set(record["versions"]) and record["device"] and record["date"]
+            and record["seed"] == 0)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -34,7 +35,8 @@ def test_table_1(name):
     provenance(record, 1, name)
     assert record["images"] >= 100
     rows = record["measured"]["100"]
-    assert list(rows) == ["DDIM, inferred x_T", "Diff-AE, random x_T", "Diff-AE, inferred x_T", "PDAE, random x_T", "PDAE, inferred x_T"]
+    assert list(rows) == ["DDIM, inferred x_T", "Diff-AE, random x_T", "Diff-AE, inferred x_T", "PDAE, random x_T",
+                          "PDAE, inferred x_T"]
     for columns in rows.values():
         for metric in ("SSIM", "MSE", record["metric"]):
             assert columns[metric]["low"] < columns[metric]["value"] < columns[metric]["high"]
@@ -55,23 +57,26 @@ def test_table_2_is_whole(name):
     assert record["samples"] >= 1000
     cells = {c["name"]: c for c in record["cells"]}
     assert set(cells) >= {f"{m}, T = {T}" for m in ("DDIM", "Diff-AE", "PDAE") for T in record["steps"]}
-    assert {c["off_last"] for c in cells.values() if c["method"] == "PDAE" and c["steps"] == better.SWEEP_STEPS} == set(better.SWEEP)
+    assert {c["off_last"] for c in cells.values() if c["method"] == "PDAE"
+            and c["steps"] == better.SWEEP_STEPS} == set(better.SWEEP)
     assert all(("fid" in d) == (record["real"] >= 5000) for d in (*record["differences"], *record["cells"]))
     for d in record["differences"]:
         for metric in {"kid", "fid"} & set(d):
             value = cells[d["a"]][metric]["value"] - cells[d["b"]][metric]["value"]
-            assert d[metric]["value"] == pytest.approx(value, abs=1e-4 * max(1, abs(value))) and d[metric]["low"] < d[metric]["high"]
+            assert (d[metric]["value"] == pytest.approx(value, abs=1e-4 * max(1, abs(value)))
+                    and d[metric]["low"] < d[metric]["high"])
     for T, names in record["equal_cost"].items():
         for cell in names.values():
-            assert cells[cell]["cost"] == pytest.approx(int(T) * record["gflop"]["plain"], rel=0.26 if int(T) < 10 else 0.1)
+            assert cells[cell]["cost"] == pytest.approx(int(T) * record["gflop"]["plain"],
+                                                        rel=0.26 if int(T) < 10 else 0.1)
     check, kid = record["precision_check"]["difference"], cells["PDAE, T = 20"]["kid"]
     assert not tables.excludes_zero(check) or abs(check["value"]) < 0.25 * (kid["high"] - kid["low"])
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_slice_of_table_2_comes_out_again(name):
-    """Mean features of the first samples, in few steps: to within 5 % of what the DPM's T = 2 and T = 10 differ by (bf16 rounds
-    differently from one CPU to the next)."""
+    """Mean features of the first samples, in few steps: to within 5 % of what the DPM's T = 2 and T = 10 differ by
+    (bf16 rounds differently from one CPU to the next)."""
     record = stored(2, name)
     s = better.fast(same_models(record, name), torch.bfloat16)
     cells = {c["name"]: torch.tensor(c["first"]) for c in record["cells"]}

@@ -40,7 +40,8 @@ def test_the_trials_are_whole():
 def test_the_dpm_of_the_trials_is_the_one_that_ships():
     assert tensors_digest(dict(trials.dpm().state_dict())) == STORED["sha256_of_dpm"]
     some = [trials.TS.index(t) for t in (300, 700)]
-    error = losses.noise_error(lambda x: trials.dpm(), trials.images("test")[:STORED["held_out"]], trials.dpm().schedule,
+    error = losses.noise_error(lambda x: trials.dpm(), trials.images("test")[:STORED["held_out"]],
+                               trials.dpm().schedule,
                                [trials.TS[i] for i in some])
     assert error.tolist() == pytest.approx([STORED["dpm_error"][i] for i in some], rel=0.01)
 
@@ -63,10 +64,13 @@ def test_the_options_are_whole_and_their_arithmetic_is_right(monkeypatch):
     spec.loader.exec_module(options)
     assert set(OPTIONS["options"]) == set(options.OPTIONS)
     preset = PRESETS[OPTIONS["preset"]]
-    cost = {name: options.training.VARIANTS[v[1]].cost(**options.parts(preset, v[1])) / 1e9 for name, v in options.OPTIONS.items()}
+    cost = {name: options.training.VARIANTS[v[1]].cost(**options.parts(preset, v[1])) / 1e9
+            for name, v in options.OPTIONS.items()}
     for name, o in OPTIONS["options"].items():
         s = o["times_slower"]
-        assert o["gflop_per_image"] == pytest.approx(cost[name]) and s["by_arithmetic"] == pytest.approx(cost[name] / cost["preset"])
+        assert (o["gflop_per_image"] == pytest.approx(cost[name])
+                and s["by_arithmetic"] == pytest.approx(cost[name] / cost["preset"]))
         ratios = sorted(b / a for a, b in zip(OPTIONS["options"]["preset"]["seconds"], o["seconds"]))
         assert len(ratios) == OPTIONS["rounds"]
-        assert (s["low"], s["measured"], s["high"]) == pytest.approx((ratios[0], ratios[len(ratios) // 2], ratios[-1]), rel=0.01)
+        assert (s["low"], s["measured"], s["high"]) == pytest.approx((ratios[0], ratios[len(ratios) // 2], ratios[-1]),
+                                                                     rel=0.01)

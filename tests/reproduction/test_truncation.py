@@ -1,4 +1,5 @@
-"""The record of the truncation-like effect: made by parts that do what they say; whole; and a slice of it comes out again."""
+"""The record of the truncation-like effect: made by parts that do what they say; whole; and a slice of it comes out
+again."""
 import json
 
 import pytest
@@ -23,7 +24,8 @@ def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
     monkeypatch.setattr(truncation, "draw", draw)
     monkeypatch.setattr(truncation, "judged", lambda net, images: {"ink": images.mean((1, 2, 3))})
-    o, n = {"seed": 0, "steps": 2, "sha256_of_weights": {"class": "a", "dpm": "b", "classifier": "c", "features": "d"}}, truncation.BLOCK
+    o, n = {"seed": 0, "steps": 2,
+            "sha256_of_weights": {"class": "a", "dpm": "b", "classifier": "c", "features": "d"}}, truncation.BLOCK
     truncation.samples({"features": None}, "pdae", 1.0, n, o, tmp_path)
     more = truncation.samples({"features": None}, "pdae", 1.0, 2 * n, o, tmp_path)
     assert drawn == [list(range(n)), list(range(n, 2 * n))]
@@ -53,7 +55,8 @@ def test_what_is_stored_is_whole():
         for key in (*truncation.CURVES, "kid_minus_that_at_1", "kid_minus_that_before"):
             assert row[key]["low"] <= row[key]["value"] <= row[key]["high"], (row["method"], row["scale"], key)
         first = before is None or before["method"] != row["method"]
-        for key, other in (("kid_minus_that_at_1", ROWS[row["method"], 1.0]), ("kid_minus_that_before", row if first else before)):
+        for key, other in (("kid_minus_that_at_1", ROWS[row["method"], 1.0]),
+                           ("kid_minus_that_before", row if first else before)):
             assert row[key]["value"] == pytest.approx(row["kid"]["value"] - other["kid"]["value"], abs=1e-6)
     assert STORED["shifts"]["t"] == list(truncation.TS)
     assert all(len(v) == len(truncation.TS) for k, v in STORED["shifts"].items() if k != "images")
@@ -66,7 +69,8 @@ def test_the_short_training_is_measured_alike():
     same = {k: short["sha256_of_weights"][k] == v for k, v in STORED["sha256_of_weights"].items()}
     assert same == {"class": False, "dpm": True, "classifier": True, "features": True}
     assert short["rows"][0]["seen"] == ROWS["pdae", 0.0]["seen"][:1000]  # at scale 0 there is no G
-    assert short["steps"] == STORED["steps"] and short["shifts"]["error_dpm"] == pytest.approx(STORED["shifts"]["error_dpm"], rel=1e-3)
+    assert (short["steps"] == STORED["steps"]
+            and short["shifts"]["error_dpm"] == pytest.approx(STORED["shifts"]["error_dpm"], rel=1e-3))
 
 
 def test_bfloat16_changes_little():
@@ -76,13 +80,15 @@ def test_bfloat16_changes_little():
 
 
 def test_a_slice_of_what_is_stored_comes_out_again():
-    """Ten samples at four places: at most two of 40 are seen as another digit, and no mean pixel is off by 0.02 but in those; error
-    and shift at one t, on the stored number of images, to within 2 % (networks round differently from one CPU to the next)."""
+    """Ten samples at four places: at most two of 40 are seen as another digit, and no mean pixel is off by 0.02 but in
+    those; error and shift at one t, on the stored number of images, to within 2 % (networks round differently from one
+    CPU to the next)."""
     models = truncation.load_models()
     assert truncation.described({}, models)["sha256_of_weights"] == STORED["sha256_of_weights"]
     fast, other = truncation.in_bf16(models), 0
     for method, scale in (("pdae", 0.0), ("pdae", 1.0), ("pdae", 3.0), ("classifier", 2.0)):
-        found, row = truncation.judged(models["features"], truncation.draw(fast, method, scale, torch.arange(10))), ROWS[method, scale]
+        found, row = truncation.judged(models["features"],
+                                       truncation.draw(fast, method, scale, torch.arange(10))), ROWS[method, scale]
         same = [str(a) == b for a, b in zip(found["logits"].argmax(1).tolist(), row["seen"])]
         other += same.count(False)
         assert all(abs(a - b) < 0.02 for a, b, s in zip(found["ink"].tolist(), row["ink"], same) if s), (method, scale)

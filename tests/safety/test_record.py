@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for whoever imports this file 
 import record  # noqa: E402
 
 TOLERANCE = 1e-6  # absolute or relative, whichever is larger
-ELSEWHERE = 2e-2  # for what rounds otherwise: since then, attention takes the fast path, and ten steps of bf16 differ by 0.01
+# for what rounds otherwise: since then, attention takes the fast path, and ten steps of bf16 differ by 0.01
+ELSEWHERE = 2e-2
 
 with np.load(record.RECORD, allow_pickle=False) as file:
     BEFORE = {k: v for k, v in file.items() if k != "machine"}

@@ -41,7 +41,8 @@ def latent():
     return LatentDPM(LatentConfig(z_dim=4, layers=3, width=16, time_channels=8), SCHEDULE)
 
 
-MODELS = {"DPM": dpm, "class-conditional DPM": lambda: dpm(num_classes=10), "PDAE": pdae, "class-conditional G": conditional_estimator,
+MODELS = {"DPM": dpm, "class-conditional DPM": lambda: dpm(num_classes=10), "PDAE": pdae,
+          "class-conditional G": conditional_estimator,
           "Diff-AE": diffae, "latent DPM": latent, "noisy classifier": classifier}
 
 
@@ -54,7 +55,7 @@ def fit(kind, out=None, n=20, **changes):
     return train(model, images, schedule=SCHEDULE, out=out, **(SETTINGS | {"steps": 4, "save_every": 2} | changes))
 
 
-# ---- one loop for all models ------------------------------------------------------------------------------------------------
+# ---- one loop for all models -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -82,26 +83,30 @@ class Items(Dataset):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_from_workers_are_those_from_memory(workers, tmp_path):
-    result = [train(dpm(), d, schedule=SCHEDULE, out=out, **(SETTINGS | {"steps": 6, "workers": workers, "accumulate": 2}))
+    result = [train(dpm(), d, schedule=SCHEDULE, out=out,
+                    **(SETTINGS | {"steps": 6, "workers": workers, "accumulate": 2}))
               for d, out in ((data(), None), (Items(data().tensors), tmp_path))]
     assert same(*(weights(r.model) for r in result))
 
 
 def test_data_live_on_the_device_if_they_fit(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4000, 8000))
-    assert [batches._fits(torch.zeros(n, dtype=torch.uint8), torch.device("cuda")) for n in (999, 1001)] == [True, False]
+    assert [batches._fits(torch.zeros(n, dtype=torch.uint8), torch.device("cuda")) for n in (999, 1001)] == [True,
+                                                                                                             False]
     assert batches._fits(torch.zeros(10**6, dtype=torch.uint8), torch.device("cpu"))
 
 
 def test_a_loader_for_a_gpu_has_pinned_memory_and_workers(monkeypatch):
     given = {}
     monkeypatch.setattr(batches, "DataLoader", lambda data, **options: given.update(options) or [])
-    batches.Batches(Items(data().tensors), TrainConfig(batch_size=8, workers=3), torch.device("cuda"), [torch.arange(8)])
+    batches.Batches(Items(data().tensors), TrainConfig(batch_size=8, workers=3), torch.device("cuda"),
+                    [torch.arange(8)])
     assert given["pin_memory"] and given["num_workers"] == 3
     asked = [next(given["batch_sampler"]) for _ in range(5)]
     assert [position for b in asked for _, position in b] == list(range(40))
     first = [[i for i, _ in b] for b in asked]
-    assert [len(b) for b in first] == [8] * 5 and sorted(sum(first, [])) == sorted(2 * list(range(20)))  # two epochs of 20
+    # two epochs of 20
+    assert ([len(b) for b in first] == [8] * 5 and sorted(sum(first, [])) == sorted(2 * list(range(20))))
     assert sorted(sum(first, [])[:20]) == list(range(20))
 
 
@@ -110,7 +115,7 @@ def test_only_images_are_flipped():
         fit("latent DPM", flip=True)
 
 
-# ---- precision --------------------------------------------------------------------------------------------------------------
+# ---- precision -------------------------------------------------------------------------------------------------------
 
 
 def test_bf16_where_it_pays_and_float32_where_it_matters(monkeypatch, tmp_path):
@@ -155,7 +160,8 @@ def test_convolutions_see_channels_last(channels_last):
 
 
 def test_compiled_the_step_is_one_graph(monkeypatch):
-    """torch.compile traces model and loss, once, without a break (here without generating code, which takes a minute)."""
+    """torch.compile traces model and loss, once, without a break (here without generating code, which takes a
+    minute)."""
     compile_, calls = torch.compile, []
 
     def compiled(module, **options):
@@ -165,7 +171,8 @@ def test_compiled_the_step_is_one_graph(monkeypatch):
     def fresh():  # schedules too, which keep what they have brought to a device
         torch.manual_seed(0)
         schedule = NoiseSchedule.linear(50, 1e-3, 0.3)
-        return PDAE(as_epsilon(dpm(), "v", NoiseSchedule.linear(50, 1e-3, 0.3)), pdae().encoder, schedule, precondition="v")
+        return PDAE(as_epsilon(dpm(), "v", NoiseSchedule.linear(50, 1e-3, 0.3)), pdae().encoder, schedule,
+                    precondition="v")
 
     settings = SETTINGS | {"steps": 3, "precision": "bf16"}
     straight = train(fresh(), data(), **settings)
@@ -176,11 +183,12 @@ def test_compiled_the_step_is_one_graph(monkeypatch):
     assert same(weights(result.model), weights(straight.model))
 
 
-# ---- nothing waits ----------------------------------------------------------------------------------------------------------
+# ---- nothing waits ---------------------------------------------------------------------------------------------------
 
 
 class Copies(TorchDispatchMode):
-    """Counts copies between devices. Values of a tensor on the device "meta" can't be read at all: asking raises an error."""
+    """Counts copies between devices. Values of a tensor on the device "meta" can't be read at all: asking raises an
+    error."""
 
     def __init__(self):
         super().__init__()
@@ -240,7 +248,7 @@ def test_reads_and_copies_would_be_seen(monkeypatch):
         steps_on_meta(monkeypatch, kind="latent DPM", log_every=2)
 
 
-# ---- averages, and what is trained ------------------------------------------------------------------------------------------
+# ---- averages, and what is trained -----------------------------------------------------------------------------------
 
 
 def test_the_result_is_the_average():
@@ -261,7 +269,8 @@ def test_what_is_frozen_stays_out():
     model.time_embed.requires_grad_(False)
     before = weights(model)
     after = weights(run(model=model, steps=3, weight_decay=0.1).model)
-    assert all(torch.equal(after[k], before[k]) for k in before if k.startswith("time_embed")) and not same(after, before)
+    assert (all(torch.equal(after[k], before[k]) for k in before if k.startswith("time_embed"))
+            and not same(after, before))
 
 
 def test_buffers_are_not_averaged():
@@ -304,7 +313,8 @@ def test_the_frozen_dpm_is_in_no_optimizer_and_no_average(tmp_path):
     for key in tensors:
         groups.setdefault(key.split(".", 1)[0], []).append(key)
     trainable = set(model.trainable().state_dict())
-    assert {k.removeprefix("ema.") for k in groups["ema"]} == {k.removeprefix("model.") for k in groups["model"]} == trainable
+    assert {k.removeprefix("ema.") for k in groups["ema"]} == {k.removeprefix("model.")
+                                                               for k in groups["model"]} == trainable
     assert sum(k.endswith(".exp_avg") for k in groups["optimizer"]) == len(list(model.trainable().parameters()))
     assert header["step"] == 4 and set(groups) == {"model", "ema", "optimizer"}
 
@@ -324,7 +334,8 @@ def test_micro_batches_are_one_batch(tmp_path):
     for n in (1, 4):
         losses.append(run(tmp_path / str(n), filled(pdae()), steps=1, accumulate=n, grad_clip=1e9).history[0]["loss"])
         state, _ = read(tmp_path / str(n) / "checkpoints" / "step_000000001.safetensors")
-        gradients.append({k: v / 0.1 for k, v in state.items() if k.endswith(".exp_avg")})  # Adam's running mean is (1 − β₁) g
+        # Adam's running mean is (1 − β₁) g
+        gradients.append({k: v / 0.1 for k, v in state.items() if k.endswith(".exp_avg")})
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for k, v in gradients[0].items():
         torch.testing.assert_close(gradients[1][k], v, rtol=0, atol=1e-5)
@@ -335,7 +346,8 @@ def test_learning_rate():
     rates = [learning_rate(config, s) for s in range(101)]
     assert rates[:10] == pytest.approx([0.2 * (s + 1) for s in range(10)])
     assert rates[10:61] == [2.0] * 51
-    assert rates[80] == pytest.approx(1.0) and rates[70] == pytest.approx(1 + 0.5**0.5) and rates[100] == pytest.approx(0, abs=1e-12)
+    assert (rates[80] == pytest.approx(1.0) and rates[70] == pytest.approx(1 + 0.5**0.5)
+            and rates[100] == pytest.approx(0, abs=1e-12))
     assert rates[60:] == sorted(rates[60:], reverse=True)
     assert {learning_rate(TrainConfig(lr=2.0), s) for s in (0, 5, 9999)} == {2.0}
     assert [h["lr"] for h in run(steps=5).history] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3, 1e-3])
@@ -351,7 +363,8 @@ def test_timesteps_are_spread_over_the_batch():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"steps": 0}, "steps=0"), ({"batch_size": 0}, "batch_size=0"), ({"precision": "fp8"}, "fp8"), ({"augment": "cutout"}, "cutout"),
+    ({"steps": 0}, "steps=0"), ({"batch_size": 0}, "batch_size=0"), ({"precision": "fp8"}, "fp8"),
+    ({"augment": "cutout"}, "cutout"),
     ({"batch_size": 8, "accumulate": 3}, "batch_size=8 doesn't divide"), ({"weight": "p3"}, "p3"),
 ])
 def test_bad_settings(changes, message):
@@ -366,9 +379,10 @@ def test_missing_schedule_and_empty_data():
         train(dpm(), data(0), schedule=SCHEDULE, **SETTINGS)
 
 
-@pytest.mark.parametrize("name, value", [("grad_clip", -1.0), ("grad_clip", float("nan")), ("ema", 1.5), ("ema", -0.1), ("decay", 2.0),
-                                         ("warmup", -1), ("lr", float("inf")), ("lr", -1.0), ("seed", -1), ("workers", -2),
-                                         ("weight_decay", -0.1), ("gamma", float("nan")), ("steps", 0), ("batch_size", 2.5)])
+@pytest.mark.parametrize("name, value",
+                         [("grad_clip", -1.0), ("grad_clip", float("nan")), ("ema", 1.5), ("ema", -0.1), ("decay", 2.0),
+                          ("warmup", -1), ("lr", float("inf")), ("lr", -1.0), ("seed", -1), ("workers", -2),
+                          ("weight_decay", -0.1), ("gamma", float("nan")), ("steps", 0), ("batch_size", 2.5)])
 def test_numbers_out_of_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}="):
         TrainConfig(**{name: value})
@@ -376,7 +390,8 @@ def test_numbers_out_of_range_are_refused(name, value):
 
 @pytest.mark.parametrize("clip", [0, None])
 def test_no_clipping_trains_all_the_same(clip):
-    free, clipped = (train(dpm(), data(20), schedule=SCHEDULE, steps=2, batch_size=4, lr=1e-2, grad_clip=c, progress=False).model
+    free, clipped = (train(dpm(), data(20), schedule=SCHEDULE, steps=2, batch_size=4, lr=1e-2, grad_clip=c,
+                           progress=False).model
                      for c in (clip, 1e9))
     for a, b in zip(free.parameters(), clipped.parameters()):
         assert torch.equal(a, b)

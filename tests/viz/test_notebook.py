@@ -44,9 +44,11 @@ def test_what_was_measured_is_not_compared_and_the_sentence_is(kind):
 
 
 def test_a_table_is_bold_only_beyond_the_intervals():
-    rows = [("PDAE", Estimate(0.10, 0.08, 0.12, (9,)), Estimate(0.7, 0.5, 0.9, (9,))), ("Diff-AE", Estimate(0.2, 0.15, 0.25, (9,)), 0.6),
+    rows = [("PDAE", Estimate(0.10, 0.08, 0.12, (9,)), Estimate(0.7, 0.5, 0.9, (9,))),
+            ("Diff-AE", Estimate(0.2, 0.15, 0.25, (9,)), 0.6),
             ("DPM", Estimate(0.3, 0.24, 0.36, (9,)), Estimate(0.8, 0.6, 0.95, (9,)))]
-    table = viz.table(rows, ["method", "MSE", "share"], caption="Errors", units={"MSE": "↓"}, best={"MSE": "low", "share": "high"})
+    table = viz.table(rows, ["method", "MSE", "share"], caption="Errors", units={"MSE": "↓"},
+                      best={"MSE": "low", "share": "high"})
     assert table.html.count("<strong>") == 1 and "<strong>0.100 ± 0.020</strong>" in table.html
     assert "<caption>Errors</caption>" in table.html and "MSE<br><small>↓</small>" in table.html
     assert table.text.splitlines()[1].split("  ")[0] == "method" and "0.100 ± 0.020" in table.text

@@ -120,7 +120,8 @@ def test_colours_are_told_apart(vision):
 def small_page(tmp_path):
     path = tmp_path / "page.html"
     text = make().html + make(id="other", label="another").html
-    path.write_text(f"<!doctype html><html lang=en><meta charset=utf-8><title>sliders</title><body>{text}", encoding="utf-8")
+    path.write_text(f"<!doctype html><html lang=en><meta charset=utf-8><title>sliders</title><body>{text}",
+                    encoding="utf-8")
     return path
 
 
