@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -49,7 +50,7 @@ def picture(path: Path, size: tuple[int, int] = (20, 18), mode: str = "L") -> No
 
 def fill(folder: Path) -> Path:
     """Everything in one folder: `pdae`, `other` and `broken` (NaN), `dpm`, `latent` and `probe` of pdae, `photos`, `classes`,
-    and files that are damaged, foreign or empty."""
+    a stack `ct` of int16, and files that are damaged, foreign or empty."""
     for seed, name in enumerate(("pdae", "other", "broken")):
         model = pdae(seed)
         if name == "broken":
@@ -66,6 +67,7 @@ def fill(folder: Path) -> Path:
     for i in range(20):
         picture(folder / "photos" / f"{i}.png")
         picture(folder / "classes" / "ab"[i % 2] / f"{i}.png")
+    np.save(folder / "ct.npy", np.random.default_rng(0).integers(-1000, 1500, (12, SIDE, SIDE)).astype(np.int16))
     picture(folder / "one.png")
     picture(folder / "two.jpg", (SIDE, SIDE), "RGB")
     whole = (folder / "pdae.safetensors").read_bytes()
