@@ -109,6 +109,8 @@ def ddim(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int = 
         grid: see `time_grid`.
         callback: called with (t_next, x) after each step.
     """
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta={eta}; want 0 or more (1 is DDPM)")
     limits = clip_range(denoiser, clip)
     x, points = x_T, time_grid(schedule, steps, grid)[::-1]
     for t_cur, t_next in _pairs(points, progress, "ddim"):
@@ -203,7 +205,7 @@ def invert(denoiser: Denoiser, x_0: Tensor, schedule: NoiseSchedule, steps: int 
     The plain step takes ε at the point it leaves, which is off by O(1/steps). `fixed_point` more evaluations a step
     take ε at the point it arrives at, so that `ddim` on the same grid retraces it. `order` 2 (Adams–Bashforth) carries the
     ε of the step before forward, at no further evaluation: closer to the true x_T, O(1/steps²), which `dpm_solver` and
-    `bidirectional.belm` decode; `bidirectional.belm_invert` is exact.
+    `belm.belm` decode; `belm.belm_invert` is exact.
 
     Args:
         clip: clamp x̂_0 in every step, as the authors' release does. That loses information: for parity only.

@@ -7,7 +7,7 @@ from ..data import sources
 from ..evaluation.doctor import examine
 from ..interop.references import image_shape
 from .output import place, write_json
-from .settings import SEED, UsageError, number
+from .settings import SEED, UsageError, add_value_range, number, value_range
 
 HELD_OUT = """images that the model wasn't trained on, as for `pdae train`; of digits, peeps and torchvision sets the
 test images (default: the data that it was trained on)"""
@@ -21,6 +21,7 @@ def add_doctor(parser) -> None:
     add("file", metavar="FILE", help="a model file, or the name of a shipped model (digits)")
     add("--data", metavar="DATA", help=HELD_OUT)
     add("--train", metavar="DATA", help="training images, to look for overfitting and copies; those sets bring theirs")
+    add_value_range(parser)
     add("--labels", action="store_true", help="train linear probes on z for the labels that the data come with")
     add("--images", type=number(int, 1), default=100, metavar="N", help="images to measure on", dest="count")
     add("--checks", metavar="NAME,NAME", help="only these checks, such as fill,z")
@@ -38,9 +39,10 @@ def _doctor(args) -> None:
         raise UsageError(f"{args.file} was trained on {name}; add --data DATA with images that it hasn't seen "
                          f"(and --train {name})")
     shape, train = image_shape(model.network, model.codec), None
-    held_out = sources.open_source(name, *shape, split="test")
+    span = value_range(args, model, name)
+    held_out = sources.open_source(name, *shape, split="test", value_range=span)
     if args.train or sources.has_test(name):
-        train = sources.open_source(args.train or name, *shape)
+        train = sources.open_source(args.train or name, *shape, value_range=span)
     labels, train_labels, names = None, None, None
     if args.labels:
         labels, train_labels = (getattr(images, "labels", None) for images in (held_out, train))
@@ -56,7 +58,7 @@ def _doctor(args) -> None:
     report = examine(model, held_out, train, labels, train_labels, names=names, features=features, images=args.count,
                      checks=checks, seed=args.seed, progress=True)
     if args.json:
-        write_json(args.json, {"file": Path(args.file).name, "data": name} | report.to_dict())
+        write_json(args.json, {"file": Path(args.file).name, "data": name, "value_range": span} | report.to_dict())
     print(report)
 
 

@@ -16,8 +16,8 @@ from ..interop.references import MODEL, fingerprint, image_shape
 from ..reproduction import protocol, published, released_files
 from ..storage import file_digest
 from .doctor import HELD_OUT, trained_on
-from .output import place, shown, table, write_json
-from .settings import SEED, UsageError, number, whole_numbers
+from .output import place, shown, table, whole, write_json
+from .settings import SEED, UsageError, add_value_range, number, value_range, whole_numbers
 from .tables import small_table
 
 SETS = tuple(published.TABLE_2)
@@ -36,6 +36,7 @@ def add_evaluate(parser) -> None:
     add("--model", metavar="MODEL", help=MODEL)
     add("--data", metavar="DATA", help=f"""{HELD_OUT}. With --protocol paper: an LMDB in Diff-AE's layout, or a folder
         with LMDBs named celebahq, ffhq, horse, bedroom, celeba64""")
+    add_value_range(parser)
     add("--count", type=number(int, 2), metavar="N", help="""images to rebuild, and real images of Table 2 (default:
         1000; with --table 50; with --protocol paper all)""")
     add("--steps", metavar="T,T", help="sampling steps (default: 100; Table 2: 10,20,50,100)")
@@ -95,6 +96,8 @@ def _evaluate(args) -> None:
 def _check(args) -> None:
     if args.json:
         place(args, args.json, option="--json")
+    if args.value_range and (args.table or args.protocol):
+        raise UsageError("--value-range is for --data of your own; the paper's tables are of images of 8 bits")
     if args.protocol is not None:
         if args.latent is not None or args.dtype == "bf16" or args.table == 3:
             raise UsageError("--protocol paper has Tables 1 and 2 from the authors' files; --table 3, --latent and "
@@ -128,11 +131,13 @@ def _device(name: str | None) -> torch.device:
 
 
 def _plain(args, device, report: dict):
-    model = load_autoencoder(args.model).to(device).requires_grad_(False)
+    model = whole(load_autoencoder(args.model), args.model).to(device).requires_grad_(False)
     name = trained_on(args.data, model, args.model)
-    images = sources.open_source(name, *image_shape(model.network, model.codec), split="test")
+    images = sources.open_source(name, *image_shape(model.network, model.codec), split="test",
+                                 value_range=value_range(args, model, name))
     images = Subset(images, range(min(args.count or 1000, len(images))))
-    report |= {"model": fingerprint(args.model), "data": name, "counts": {"images": len(images)}, "reconstruction": {}}
+    report |= {"model": fingerprint(args.model), "data": name, "value_range": args.value_range,
+               "counts": {"images": len(images)}, "reconstruction": {}}
     for steps in whole_numbers("--steps", args.steps or "100"):
         rows = _numbers(protocol.reconstruction(model, images, steps, args.seed, args.batch_size, progress=True))
         report["reconstruction"][str(steps)], report["counts"]["images"] = rows, _measured(rows)

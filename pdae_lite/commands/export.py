@@ -3,7 +3,7 @@ from pathlib import Path
 
 from ..autoencoder import load_autoencoder
 from ..interop.onnx import WEIGHTS, import_onnx, to_onnx
-from .output import table
+from .output import place, table, whole
 from .settings import UsageError
 
 
@@ -26,7 +26,8 @@ def _export(args) -> None:
         raise UsageError(f"--onnx {folder} is a file; want a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "model.json").is_file():
         raise UsageError(f"--onnx {folder} holds other files; want a new or an empty folder, or an export")
-    facts = to_onnx(load_autoencoder(args.file), folder, args.weights)
+    place(args, folder / "encoder.onnx", option="--onnx")
+    facts = to_onnx(whole(load_autoencoder(args.file), args.file), folder, args.weights)
     print(table(("GRAPH", "MB", "DIFFERENCE", f"AS {args.weights.upper()}", "MS"), [
         [part, f"{f['bytes'] / 1e6:.2f}", f"{f['difference']:.1e}", f"{f['as_stored']:.1e}", f"{f['milliseconds']:.1f}"]
         for part, f in facts.items()]))

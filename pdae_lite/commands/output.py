@@ -57,7 +57,7 @@ def place(args, path: str | Path, ending: str = "", option: str = "--out") -> Pa
         raise UsageError(f"{option} {path} is a {'folder' if path.is_dir() else 'device'}; want a file")
     if any(path.exists() and path.samefile(given) for given in _inputs(args)):
         raise UsageError(f"{option} {path} would overwrite what the command reads; choose another name")
-    if path.is_file() and (option == "--json" or path.suffix == ".json") and not _ours(path):
+    if path.is_file() and (option == "--json" or path.suffix == ".json") and not _ours(path, args.command):
         raise UsageError(f"{option}: {path} exists, and no command wrote it; choose another name")
     try:
         folder = next(p for p in path.absolute().parents if p.exists())
@@ -85,13 +85,14 @@ def _inputs(args):
             yield from (p for p in map(Path, (text, model_file(text), after, *after.split(","))) if p.is_file())
 
 
-def _ours(path: Path) -> bool:
+def _ours(path: Path, command: str) -> bool:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return False
-    if isinstance(content, list):  # the history of a run
-        return all(isinstance(entry, dict) and "step" in entry for entry in content)
+    if isinstance(content, list):  # the history of a run, which goes on
+        runs = command in ("pretrain", "train", "latent")
+        return runs and all(isinstance(entry, dict) and "step" in entry for entry in content)
     return isinstance(content, dict) and any(keys <= content.keys() for keys in OURS)
 
 
@@ -112,6 +113,18 @@ def check_partner(args, kind: str, file: Path, metadata: dict) -> None:
     elif made_for != own and not args.force:
         raise UsageError(f"{file} is for the codes of another model than {args.model} (SHA-256 {str(made_for)[:12]}… "
                          f"for {own[:12]}…); make another {kind}, or add --force")
+
+
+def whole(model, name: str):
+    """A model whose every weight is a number: pictures may come out of another that don't show what is wrong.
+
+    Raises:
+        UsageError: one that holds NaN or infinity.
+    """
+    for part, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise UsageError(f"{name}: {part} holds NaN or infinity; `pdae doctor` looks a model over")
+    return model
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -145,11 +158,5 @@ def write_png(image, path: Path) -> None:
 
 
 def pixels(images):
-    """Images in [−1, 1] as uint8, on the CPU.
-
-    Raises:
-        ValueError: NaN or infinity, which would be written as black or white.
-    """
-    if not bool(images.isfinite().all()):
-        raise ValueError("the model's images hold NaN or infinity, and aren't written; `pdae doctor` looks it over")
+    """Images in [−1, 1] as uint8, on the CPU."""
     return to_uint8(images).cpu()

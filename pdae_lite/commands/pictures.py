@@ -13,8 +13,8 @@ from ..checkpoint import best_device, load_model, model_file, shipped, shipped_f
 from ..data import sources
 from ..interop.references import DPM, MODEL, fingerprint, image_shape, kind_of, load_codec, load_dpm
 from ..sampling import ddim, slerp
-from .output import check_partner, pixels, place, place_with_record, write_grid, write_json, write_png, write_record
-from .settings import SEED, UsageError, add_told, number
+from .output import check_partner, pixels, place, place_with_record, whole, write_grid, write_json, write_png, write_record
+from .settings import SEED, UsageError, add_told, add_value_range, number, value_range
 
 AT_ONCE = 64  # images that go through a network together
 MOST = 1_000_000  # images of a command
@@ -79,6 +79,7 @@ def add_probe(parser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="MODEL", help=MODEL)
     add("--data", required=True, metavar="DATA", help="labelled: digits, peeps, classes:FOLDER or torchvision:NAME")
+    add_value_range(parser)
     add("--l2", type=number(float, 0), help="""penalty on the weights; 10 gives the directions that edit best, the
         difference of the means (default: by cross-validation, which predicts best)""")
     add("--out", required=True, metavar="FILE", help="where to write the probes (.safetensors)")
@@ -89,6 +90,7 @@ def _takes_images(parser, count) -> None:
     add = parser.add_argument
     add("images", nargs=count, metavar="FILE", help="image files; cropped to a square and resized to the model's size")
     add("--model", required=True, metavar="MODEL", help=MODEL)
+    add_value_range(parser)
     add("--negative", action="store_true", help="swap black and white first: the digits model wants white on black")
 
 
@@ -136,7 +138,7 @@ def _interpolate(args) -> None:
 
 def _edit(args) -> None:
     probe_file = _partner(args, "probe", args.probe, f"fit one by `pdae probe --model {args.model} --data DATA`")
-    probe = LinearProbe.load(probe_file)
+    probe = whole(LinearProbe.load(probe_file), probe_file)
     column = probe.column(args.attribute)
     out, model, images, z = _encoded(args)
     if probe.z_dim != model.z_dim:
@@ -168,7 +170,7 @@ def _sample(args) -> None:
     out = place_with_record(args, args.out, ".png")
     if args.each:
         place(args, Path(args.each) / "000000.png", option="--each")
-    model = None if kind_of(args.model) else load_model(model_file(args.model))
+    model = None if kind_of(args.model) else whole(load_model(model_file(args.model)), args.model)
     if args.plain or not isinstance(model, Autoencoder):
         if args.latent or args.off_last is not None:
             raise UsageError(f"{'--latent' if args.latent else '--off-last'}, but a DPM by itself has no codes")
@@ -185,8 +187,9 @@ def _sample(args) -> None:
 
 def _probe(args) -> None:
     out = place_with_record(args, args.out, ".safetensors")
-    model = load_autoencoder(args.model).to(best_device())
-    images = sources.open_source(args.data, *image_shape(model.network, model.codec))
+    model = whole(load_autoencoder(args.model), args.model).to(best_device())
+    images = sources.open_source(args.data, *image_shape(model.network, model.codec),
+                                 value_range=value_range(args, model, args.data))
     labels = getattr(images, "labels", None)
     if labels is None:
         raise UsageError(f"--data {args.data} has no labels; want digits, peeps, classes:FOLDER or torchvision:NAME")
@@ -197,7 +200,7 @@ def _probe(args) -> None:
     numbers = {"accuracy": probe.accuracy(z[test], labels[test]), "auroc": probe.auroc(z[test], labels[test])}
     numbers = {k: [None if math.isnan(x) else round(x, 4) for x in v.reshape(-1).tolist()] for k, v in numbers.items()}
     counts = {"images": int((~test).sum()), "tested_on": int(test.sum())}
-    facts = {"data": args.data, "model": fingerprint(args.model)} | counts | numbers
+    facts = {"data": args.data, "value_range": args.value_range, "model": fingerprint(args.model)} | counts | numbers
     probe.save(out, facts)
     write_json(out.with_suffix(".json"), {"attributes": list(names)} | facts)
     for name, area in zip(names, numbers["auroc"]):
@@ -215,11 +218,12 @@ def _generator(args):
 def _encoded(args):
     """(PNG to write, model, images, their codes)."""
     out = place_with_record(args, args.out, ".png")
-    model = load_autoencoder(args.model).to(best_device())
+    model = whole(load_autoencoder(args.model), args.model).to(best_device())
     if getattr(model.encoder, "takes_labels", False):
         raise UsageError(f"{args.model} embeds labels; want a model that encodes images")
     size, channels = image_shape(model.network, model.codec)
-    images = torch.stack([data.read_image(path, channels, size) for path in args.images])
+    span = value_range(args, model)
+    images = torch.stack([data.read_image(path, channels, size, value_range=span) for path in args.images])
     images = data.to_float(255 - images if args.negative else images).to(model.device)
     with torch.no_grad():
         return out, model, images, torch.cat([model.encode(part) for part in images.split(AT_ONCE)])
@@ -257,7 +261,7 @@ def _sample_plain(args):
     if getattr(dpm.config, "num_classes", None) is not None:
         raise UsageError(f"{args.model} is conditional on a class; draw from it in Python")
     (size, channels), codec = image_shape(dpm), load_codec(args.model)
-    dpm = dpm.to(best_device()).eval()
+    dpm = whole(dpm, args.model).to(best_device()).eval()
     x_T = torch.randn(args.n, channels, size, size, generator=_generator(args)).to(next(dpm.parameters()))
     images = _in_parts(lambda x: ddim(dpm, x, schedule, args.steps, progress=True), x_T)
     if codec is not None:
@@ -267,7 +271,7 @@ def _sample_plain(args):
 
 def _sample_with_codes(args, model):
     path = _partner(args, "latent", args.latent, "train one by `pdae latent`, or add --plain for a PDAE's DPM")
-    latent, device = LatentDPM.load(path), best_device()
+    latent, device = whole(LatentDPM.load(path), path), best_device()
     check_partner(args, "latent", path, latent.metadata)
     images = sample_images(model.to(device), latent.to(device), args.n, args.steps, off_last=args.off_last,
                            generator=_generator(args), batch_size=AT_ONCE, progress=True)

@@ -3,9 +3,13 @@ import argparse
 import difflib
 import math
 import types
+import warnings
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from ..data import sources
+from ..warning import PDAEWarning
 
 
 class UsageError(ValueError):
@@ -45,6 +49,24 @@ def whole_numbers(option: str, text: str) -> list[int]:
     if min(numbers) < 1:
         raise UsageError(f"{option} {text}; want whole numbers separated by commas")
     return numbers
+
+
+def add_value_range(parser) -> None:
+    """The option `--value-range`."""
+    parser.add_argument("--value-range", nargs=2, type=number(float), metavar=("LOW", "HIGH"), help="""the values that are
+        black and white in the images, such as -160 240 for soft tissue in CT (default: those that the model was trained
+        with; or else what the files say, or a guess, which a line tells)""")
+
+
+def value_range(args, model=None, data: str | None = None) -> tuple[float, float] | None:
+    """--value-range; without it, that of the images that a model was trained on, which a warning tells. For the
+    record it is left in `args`."""
+    own = getattr(model, "metadata", {}).get("value_range")
+    if args.value_range is None and own is not None and not (data and sources.has_test(data)):
+        args.value_range = own
+        warnings.warn(f"black and white are taken to be {own[0]:g} and {own[1]:g}, as in the images that the model was "
+                      "trained on; --value-range LOW HIGH says otherwise", PDAEWarning, stacklevel=2)
+    return args.value_range
 
 
 def listing(config, names: dict[str, str]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from ..pdae import PDAE
 from ..presets import PRESETS, STAGES
 from ..storage import file_digest
 from ..training.loop import join_processes, train
-from .output import place
-from .settings import SEED, UsageError, add_told, number, override
+from .output import place, whole
+from .settings import SEED, UsageError, add_told, add_value_range, number, override, value_range
 
 DATA = """training data: digits or peeps, which ship; FOLDER, every image below it; classes:FOLDER, the same with a
 subfolder for each class; stack:FILE, an .npy or .npz of images; lmdb:PATH, in Diff-AE's layout;
@@ -69,6 +69,7 @@ def _options(parser, run, labels: bool = False) -> None:
     add = parser.add_argument
     parser.set_defaults(run=run)
     add("--data", required=True, metavar="DATA", help=DATA)
+    add_value_range(parser)
     add("--download", action="store_true", help="let torchvision fetch the data set if it isn't in its folder")
     add("--out", required=True, metavar="DIR", help="folder for model.safetensors (EMA weights) and checkpoints")
     add("--preset", metavar="NAME", help="""networks and settings; `pdae presets` lists them (default: the one that the
@@ -105,9 +106,10 @@ def _pretrain_on(args) -> None:
         raise UsageError(f"--dpm {args.dpm}; to go on training, want a file of `pdae pretrain` or a shipped model, "
                          "and no --labels")
     dpm, schedule = load_dpm(args.dpm)
+    whole(dpm, args.dpm)
     size, channels = _takes(args, dpm, dpm)
     preset = _settings(args, "pretrain", _preset(args, dpm))
-    data = _data(args, preset, size, channels)
+    data = _data(args, preset, size, channels, dpm)
     _run(dpm.requires_grad_(True), data, preset.pretrain, args, {"start": args.dpm, "start_sha256": file_digest(model_file(args.dpm))},
          schedule=schedule)
 
@@ -131,6 +133,7 @@ def _train_pdae(args) -> None:
     with _one_first(kind == "hf"):
         dpm, schedule = load_dpm(args.dpm, of_adm, args.dpm_by, args.size, args.prompt, args.label)
         codec = load_codec(args.dpm, args.dpm_by)
+    whole(dpm, args.dpm)
     size, channels = _takes(args, dpm, dpm, codec)
     side, depth = image_shape(dpm)  # of what the encoder sees: images, or latents
     named, args.settings, args.size = args.preset is not None, ours, size
@@ -141,7 +144,7 @@ def _train_pdae(args) -> None:
         preset = replace(preset, encoder=SemanticEncoder.for_images(side, depth, z_dim=512).config,
                          train=replace(preset.train, steps=20_000, lr=1e-4, ema=0.9995))
     preset = _settings(args, "pdae", preset)
-    data, config = _data(args, preset, size, channels), preset.train
+    data, config = _data(args, preset, size, channels, dpm), preset.train
     preset = _labelled(args, preset, data, config)
     facts = {} if kind is None else {"dpm_sha256": fingerprint(args.dpm, dpm)["sha256"]}
     pdae = PDAE(dpm, preset.new_encoder(), schedule, precondition=preset.precondition, form=preset.form, codec=codec)
@@ -182,11 +185,11 @@ METHODS = {"pdae": _train_pdae, "diffae": _train_diffae, "classifier": _train_cl
 
 def _latent(args) -> None:
     _begin(args)
-    model = load_autoencoder(args.model)
+    model = whole(load_autoencoder(args.model), args.model)
     size, channels = _takes(args, model, model.network, model.codec)
     preset = _preset(args, model)
     preset = _settings(args, "latent", replace(preset, mlp=replace(preset.mlp, z_dim=model.z_dim)))
-    data, config = _data(args, preset, size, channels), preset.train_latent
+    data, config = _data(args, preset, size, channels, model), preset.train_latent
     codes, stats = latent_codes(model.to(best_device()), data, flip=config.flip, progress=True)
     torch.manual_seed(config.seed)
     _run(preset.latent(preset.mlp.z_dim, stats), codes, replace(config, flip=False), args,
@@ -203,6 +206,7 @@ def _begin(args) -> None:
 
 def _run(model, data, config, args, facts: dict | None = None, **options) -> None:
     facts = {"data": args.data, "preset": args.preset} | (facts or {})
+    facts |= {} if args.value_range is None else {"value_range": args.value_range}
     try:
         result = train(model, data, config, out=args.out, metadata=facts, **options)
     except KeyboardInterrupt as e:
@@ -265,10 +269,13 @@ def _sized(args, stage: str):
     return _settings(args, stage, preset if args.size is None else preset.resized(args.size, preset.unet.in_channels))
 
 
-def _data(args, preset, size: int | None = None, channels: int | None = None):
+def _data(args, preset, size: int | None = None, channels: int | None = None, given=None):
+    """The images; their black and white are left in `args.value_range`, where one pair holds for all."""
     with _one_first(args.download):
-        return sources.open_source(args.data, size or preset.unet.image_size, channels or preset.unet.in_channels,
-                                   args.download, preset.lmdb)
+        images = sources.open_source(args.data, size or preset.unet.image_size, channels or preset.unet.in_channels,
+                                     args.download, preset.lmdb, value_range=value_range(args, given, args.data))
+    args.value_range = args.value_range or getattr(images, "guessed_range", None)
+    return images
 
 
 def _one_first(wait: bool):

@@ -28,7 +28,13 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float in [−1, 1] to uint8 0…255, rounded."""
+    """Float in [−1, 1] to uint8 0…255, rounded.
+
+    Raises:
+        ValueError: NaN or infinity, for which black or white would stand in.
+    """
+    if not bool(images.isfinite().all()):
+        raise ValueError("the images hold NaN or infinity, which no pixel shows")
     return ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

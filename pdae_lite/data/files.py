@@ -125,13 +125,21 @@ def read_image(path: str | Path, channels: int, size: int, *, background: int = 
         value_range: the values in the file that become black and white. None: 0 and 255 of 8 bits; for deeper files what they say of
             themselves, or else a guess, which a warning tells.
 
+    Of a TIFF with several pages the first is taken, which a warning tells.
+
     Raises:
         FileNotFoundError: no such file.  ValueError: not a readable image.
     """
+    from PIL import Image
+
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return FolderImages([Path(path)], Path(path).parent, size, channels, background, value_range)[0]
+        square = FolderImages([Path(path)], Path(path).parent, size, channels, background, value_range)[0]
+        with Image.open(path) as image:
+            if (pages := _pages(image)) > 1:
+                warnings.warn(f"{path}: the first of {pages} pages is taken", PDAEWarning, stacklevel=2)
+        return square
     except Unreadable as e:
         why = str(e).removeprefix(str(Path(path)))
         raise Unreadable(f"{path}: not a readable image{why}; want PNG, JPEG or another format that Pillow reads") from None

@@ -38,6 +38,11 @@ class Stack(PictureSet):
         some = np.linspace(0, len(self.array) - 1, 9).astype(int)
         return digest(*self.facts(), self.array.shape, self.array.dtype.str, *(self.array[i].tobytes() for i in some))
 
+    @property
+    def guessed_range(self) -> Range | None:
+        """The guess at the values of black and white, which holds for all images; None: none was needed."""
+        return next(iter(self.scale.guesses.values()), None)
+
     def _open(self, i: int) -> Picture:
         from PIL import Image
 

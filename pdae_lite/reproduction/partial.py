@@ -18,7 +18,7 @@ def record_before(path: str | Path | None, settings: dict) -> dict | None:
     if path is None or not Path(path).is_file():
         return None
     record, settings = json.loads(Path(path).read_text(encoding="utf-8")), _as_stored(settings)
-    other = [k for k, v in settings.items() if record.get(k) != v]
+    other = [k for k, v in settings.items() if not isinstance(record, dict) or record.get(k) != v]
     if other:
         raise ValueError(f"{path} holds figures of other settings or models ({', '.join(other)}); remove it, or give "
                          "another file")

@@ -180,6 +180,9 @@ def never(*args, **kwargs):
     (["doctor", "pdae.safetensors", "--data", "photos", "--json", "photos"], "--json photos is a folder; want a file"),
     (["doctor", "pdae.safetensors", "--data", "photos", "--json", os.devnull], f"--json {os.devnull} is a device; want a file"),
     (["evaluate", "--model", "pdae.safetensors", "--data", "photos", "--json", "labels.json"], "labels.json exists"),
+    (["evaluate", "--model", "digits", "--table", 1, "--json", "run/history.json"], "history.json exists, and no command wrote it"),
+    ([*SAMPLE, "--out", "run/history.png"], "history.json exists, and no command wrote it"),
+    (["export", "pdae.safetensors", "--onnx", "text.txt/graphs"], "can't be written (Not a directory)"),
     (["evaluate", "--model", "digits", "--table", 1, "--json", "text.txt"], "text.txt exists, and no command wrote it"),
     (["pretrain", *TRAIN, "--out", "text.txt"], "can't be written (Not a directory)"),
     (["train", "--dpm", "run/model.safetensors", *TRAIN[:-4], "--out", "run"], "run/model.safetensors would overwrite what the command"),
@@ -188,11 +191,12 @@ def never(*args, **kwargs):
 ])
 def test_outputs_are_looked_at_before_the_work_begins(argv, says, here, capsys, monkeypatch):
     for place in ("pictures.load_model", "pictures.load_autoencoder", "doctor.load_autoencoder", "evaluate.load_autoencoder",
-                  "tables.Subject", "train.load_autoencoder", "train.load_dpm"):
+                  "tables.Subject", "export.load_autoencoder", "train.load_autoencoder", "train.load_dpm"):
         monkeypatch.setattr(f"pdae_lite.commands.{place}", never)
     monkeypatch.setattr("pdae_lite.data.sources.open_source", never)
     (here / "run").mkdir()
     shutil.copy("pdae.safetensors", "run/model.safetensors")
+    (here / "run/history.json").write_text('[{"step": 1}]')
     os.link("two.jpg", "link.png")
     before = {p: p.is_file() and p.stat().st_mtime_ns for p in here.rglob("*")}
     assert says in fails(capsys, *argv)
@@ -216,6 +220,25 @@ def test_nan_is_never_written_as_black(argv, here, capsys):
     assert run(*argv, *extra, "--model", "broken.safetensors", "--steps", 2, "--out", "x.png") == 2
     assert "NaN" in capsys.readouterr().err
     assert not list(here.glob("x.*")) and not list(here.glob("each/*"))
+
+
+def test_nan_in_one_bias_is_found(here, capsys):
+    """At a scale of 1 the difference form doesn't run the DPM's head: pictures would come out, and look right."""
+    model = command_files.pdae()
+    with torch.no_grad():
+        model.dpm.out[-1].bias[0] = torch.nan
+    model.save("bias.safetensors")
+    for argv in (["sample", "--latent", "old_latent.safetensors", "--off-last", 0], ["reconstruct", "one.png"], ["sample", "--plain"],
+                 ["interpolate", "one.png", "two.jpg"], ["edit", "one.png", "--probe", "old_probe.safetensors", "--attribute", "dark"]):
+        line = fails(capsys, *argv, "--model", "bias.safetensors", "--steps", 2, "--out", "x.png")
+        assert "bias.safetensors: dpm.out.2.bias holds NaN or infinity; `pdae doctor`" in line and not list(here.glob("x.*"))
+    for argv in (["evaluate", "--model", "bias.safetensors", "--data", "photos"],
+                 ["probe", "--model", "bias.safetensors", "--data", "classes:classes", "--out", "x.safetensors"],
+                 ["latent", "--model", "bias.safetensors", "--data", "photos", "--size", 16, "--out", "run"],
+                 ["train", "--dpm", "bias.safetensors", "--data", "photos", "--size", 16, "--out", "run"]):
+        assert "holds NaN or infinity" in fails(capsys, *argv)
+    assert run("doctor", "bias.safetensors", "--data", "photos", "--images", 10) == 0
+    assert "hold NaN or infinite values" in capsys.readouterr().out
 
 
 # ---- what belongs together ----------------------------------------------------------------------------------------------

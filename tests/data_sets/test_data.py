@@ -38,6 +38,9 @@ def test_the_digits_card_states_the_file():
 def test_float_and_uint8_round_trip():
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     assert torch.equal(data.to_uint8(data.to_float(every)), every)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="the images hold NaN or infinity"):
+            data.to_uint8(torch.tensor([0.0, bad]))
     assert data.to_float(every).min() == -1 and data.to_float(every).max() == 1
 
 

@@ -202,6 +202,8 @@ def test_further_pages_are_told(tmp_path):
     with pytest.warns(PDAEWarning, match=r"1 of 1 files hold several pages, of which only the first is taken, such as z\.tif"):
         images = data.folder(tmp_path, 8, 1)
     assert np.array_equal(images[0][0], GREY)
+    alone, said = read(tmp_path, (tmp_path / "z.tif").read_bytes())
+    assert np.array_equal(alone[0], GREY) and said == [f"{tmp_path / 'a.tif'}: the first of 2 pages is taken"]
 
 
 FORMATS = {"a.png": encoded(picture(16, 16)), "b.jpg": encoded(picture(16, 16), "JPEG"), "c.gif": encoded(GREY, "GIF"),
