@@ -85,6 +85,23 @@ def test_one_image_may_be_bright_eight_may_not():
         check_range(bright, (-1.0, 1.0))
 
 
+NUMBERS = ("steps", "batch_size", "accumulate", "lr", "weight_decay", "warmup", "decay", "grad_clip", "ema", "gamma", "seed", "save_every",
+           "log_every", "workers")
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.sampled_from(NUMBERS), st.floats() | st.integers(-3, 3) | st.integers(-2**70, 2**70) | st.sampled_from(["1", True, [1]]))
+def test_a_number_of_training_is_in_its_range_or_refused_by_name(name, value):
+    try:
+        config = TrainConfig(**{name: value})
+    except ValueError as e:
+        assert f"{name}=" in str(e) and "\n" not in str(e)
+    else:
+        kept = getattr(config, name)
+        assert isinstance(kept, (int, float)) and not isinstance(kept, bool) and abs(kept) < float("inf")
+        assert name == "gamma" or kept >= 0
+
+
 # ---- t, grids, draws ---------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The settings of a training run, and what it gives."""
 import math
+import numbers
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,18 +41,19 @@ class TrainConfig:
 
     def __post_init__(self):
         ranges = {name: (1, math.inf, True) for name in ("steps", "batch_size", "accumulate", "save_every", "log_every")}
-        ranges |= {name: (0, math.inf, True) for name in ("warmup", "workers", "seed")}
+        ranges |= {name: (0, math.inf, True) for name in ("warmup", "workers")} | {"seed": (0, 2**63 - 1, True)}
         ranges |= {"lr": (0, math.inf, False), "weight_decay": (0, math.inf, False), "decay": (0, 1, False), "ema": (0, 1, False),
-                   "grad_clip": (0, math.inf, False)}
+                   "grad_clip": (0, math.inf, False), "gamma": (-math.inf, math.inf, False)}
         for name, (low, high, whole) in ranges.items():
             value = getattr(self, name)
-            if value is None and name == "grad_clip":
+            if value is None and name in ("grad_clip", "gamma"):
                 continue
-            if not low <= value <= high or value == math.inf or whole and value != int(value):
-                limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not number or not low <= value <= high or abs(value) == math.inf or whole and value != int(value):
+                limits = f"from {low} to {high}" if high < math.inf else f"of at least {low}" if low > -math.inf else "or None"
                 raise ValueError(f"{name}={value}; want a {'whole ' if whole else ''}number {limits}")
-        if self.gamma is not None and not math.isfinite(self.gamma):
-            raise ValueError(f"gamma={self.gamma}; want a finite number, or None")
+            if whole:
+                object.__setattr__(self, name, int(value))
         if self.precision not in ("no", "bf16"):
             raise ValueError(f"precision {self.precision!r}; want 'no' or 'bf16'")
         if self.augment not in (None, "affine"):
