@@ -32,7 +32,7 @@ def time_grid(schedule: NoiseSchedule, steps: int = 100, grid: str | Sequence[in
         if len(points) < 2 or points[0] < -1 or points[-1] > schedule.T - 1:
             raise ValueError(f"grid runs from {points[0]} to {points[-1]} in {len(points)} points; want some t in 0…{schedule.T - 1}")
         return points
-    if int(steps) != steps or not 1 <= steps <= schedule.T:
+    if not 1 <= steps <= schedule.T or int(steps) != steps:
         raise ValueError(f"steps={steps}; want a whole number from 1 to T={schedule.T}")
     if grid == "uniform":
         points = map(round, _linspace(-1, schedule.T - 1, steps))

@@ -46,7 +46,7 @@ def trained_with(scheduler) -> Trained:
         sigmas = (config["sigma_min"], config["sigma_max"], config["rho"], config["sigma_schedule"])
         return Trained(edm_schedule(T, *sigmas), "edm", options)
     prediction = config.get("prediction_type")
-    if prediction == "flow_prediction":
+    if prediction == "flow_prediction" and "flow_shift" in config:
         return Trained(flow_schedule(T, config["flow_shift"]), "flow", {"told": T})
     flows = config.get("use_flow_sigmas", False)
     if prediction not in PREDICTION_TYPES or flows or getattr(scheduler, "betas", None) is None:
@@ -102,6 +102,9 @@ def sample_with(scheduler, denoiser: Callable[[Tensor, Tensor], Tensor], x_T: Te
                          "variance; want 'fixed_small' or 'fixed_large'")
     if "rescale_betas_zero_snr" in parameters:  # it would change the schedule's betas
         ours["rescale_betas_zero_snr"] = False
+    wanted = [p.name for p in inspect.signature(scheduler.step).parameters.values() if p.default is p.empty]
+    if wanted != ["model_output", "timestep", "sample"]:
+        raise ValueError(f"scheduler {name}'s step takes {', '.join(wanted)}; want one of the DDPM/DDIM family")
     scheduler = type(scheduler).from_config(config, **ours)
     scheduler.set_timesteps(steps, device=x_T.device)
     if generator is not None and "generator" in inspect.signature(scheduler.step).parameters:
