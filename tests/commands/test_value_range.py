@@ -42,6 +42,12 @@ def scans(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def silent(monkeypatch):
+    """No bars of progress on stderr."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+
 def run(capsys, *argv):
     """What a command said on stderr."""
     code = main([str(a) for a in argv])
