@@ -257,6 +257,9 @@ def test_a_partner_of_another_model_is_refused(here, capsys):
         capsys.readouterr()
         assert run(*old, "--model", "other.safetensors") == 0
         assert "doesn't say which model's codes it is for" in capsys.readouterr().err
+    command_files.pdae(1).save("of_digits.safetensors", {"data": "digits"})
+    assert "for the codes of another model than of_digits.safetensors" in fails(
+        capsys, "evaluate", "--table", 2, "--model", "of_digits.safetensors", "--latent", "latent.safetensors")
 
 
 def test_latent_and_probe_say_whose_codes_they_are_for(here, capsys):
