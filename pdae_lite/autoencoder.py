@@ -14,11 +14,7 @@ SAMPLERS = {"ddim": sampling.ddim, "ddpm": sampling.ddpm, "dpm_solver": sampling
 
 
 class Autoencoder(Hub, Saved, ABC):
-    """A diffusion autoencoder: an encoder x_0 -> z, and a denoiser that knows z.
-
-    A subclass sets `encoder` (with a `z_dim`) and `schedule`, and gives `network`, the noise predictor whose `config`
-    and `data_range` say what images are, and `denoiser`.
-    """
+    """A diffusion autoencoder: an encoder x_0 -> z, and a denoiser that knows z."""
 
     encoder: nn.Module
     schedule: NoiseSchedule
@@ -28,7 +24,7 @@ class Autoencoder(Hub, Saved, ABC):
     @property
     @abstractmethod
     def network(self) -> nn.Module:
-        """The noise predictor that says what images are."""
+        """The noise predictor whose `config` and `data_range` say what images are."""
 
     @abstractmethod
     def denoiser(self, z: Tensor):
@@ -54,19 +50,15 @@ class Autoencoder(Hub, Saved, ABC):
 
     @property
     def image_range(self) -> tuple[float, float] | None:
-        """Range of the images that `encode` takes and `decode` gives: the codec's if there is one, else `data_range`."""
+        """Range of the images that `encode` takes and `decode` gives: the codec's if there is one, else `data_range`.
+        """
         return self.data_range if self.codec is None else (-1.0, 1.0)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """z [N, z_dim] of images [N, C, H, W] in the network's data range, or of what the codec takes; or of int64 labels [N], for an
-        encoder that embeds labels. Never part of a graph: training calls `encoder`."""
-        return self.encoder(images if self._takes_labels else self._x_0(images))
+        """z [N, z_dim] of images [N, C, H, W] in `image_range`, or of labels int64 [N] for an encoder that embeds
+        those. Never part of a graph: training calls `encoder`."""
+        return self.encoder(images if getattr(self.encoder, "takes_labels", False) else self._x_0(images))
 
     @torch.no_grad()
     def decode(self, z: Tensor, x_T: Tensor | None = None, steps: int = 100, sampler: str = "ddim", *,
@@ -79,8 +71,7 @@ class Autoencoder(Hub, Saved, ABC):
             sampler: "ddim", "ddpm" or "dpm_solver".
             generator: of all that is drawn.
             dtype: torch.bfloat16 runs the networks in it, by autocast; None: as they are.
-            options: of the denoiser (a PDAE's `scale`, `off_last`, `shift`), or of the sampler (`eta`, `clip`, `grid`, `progress`,
-                `callback`).
+            options: of the denoiser (a PDAE's `scale`, `off_last`, `shift`), or of the sampler (`eta`, `clip`, …).
         """
         check_sampler(sampler)
         if x_T is None:
@@ -95,18 +86,16 @@ class Autoencoder(Hub, Saved, ABC):
 
     @torch.no_grad()
     def invert(self, images: Tensor, z: Tensor | None = None, steps: int = 100, **options) -> Tensor:
-        """The stochastic code x_T [N, C, H, W] of images (eq. 8); z is encoded from them if it isn't given.
-
-        `options` go to the denoiser, as in `decode`, or to `sampling.invert` (`fixed_point`, `order`, `grid`, `clip`, `progress`,
-        `callback`).
-        """
+        """The stochastic code x_T [N, C, H, W] of images (eq. 8); z is encoded from them if it isn't given. `options`
+        go to the denoiser, as in `decode`, or to `sampling.invert` (`fixed_point`, `order`, `grid`, `clip`, …)."""
         x_0 = self._x_0(images)
         z = self.encoder(x_0) if z is None else z
         given = {name: options.pop(name) for name in self.denoiser_options if name in options}
         return sampling.invert(self.denoiser(z, **given), x_0, self.schedule, steps, **options)
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Gaussian x_T [n, C, H, W] of the network's image size, float32 (float64 for a float64 model); see `sampling.randn`."""
+        """Gaussian x_T [n, C, H, W] of the network's size, float32 (float64 for a float64 model); see `sampling.randn`.
+        """
         size = self.network.config.image_size
         if size is None:
             raise ValueError("the noise predictor doesn't say the size of its images; give x_T")
@@ -116,15 +105,11 @@ class Autoencoder(Hub, Saved, ABC):
 
     def training_codes(self, x_0: Tensor, y: Tensor | None) -> Tensor:
         """z of a training batch: of its images, or of its labels if the encoder embeds those."""
-        if not self._takes_labels:
+        if not getattr(self.encoder, "takes_labels", False):
             return self.encoder(x_0)
         if y is None:
             raise ValueError("the encoder embeds labels, but the data set has none")
         return self.encoder(y)
-
-    @property
-    def _takes_labels(self) -> bool:
-        return getattr(self.encoder, "takes_labels", False)
 
     def _x_0(self, images: Tensor) -> Tensor:
         """Images as the network sees clean data: checked, and through the codec if there is one."""

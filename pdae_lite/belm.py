@@ -1,21 +1,20 @@
-"""An integrator that can be run backwards exactly: O-BELM (Wang et al. 2024, "BELM: Bidirectional Explicit Linear Multi-step
-Sampler for Exact Inversion in Diffusion Models").
+"""An integrator that can be run backwards exactly: O-BELM (Wang et al. 2024, "BELM: Bidirectional Explicit Linear
+Multi-step Sampler for Exact Inversion in Diffusion Models").
 
-In x̄ = x/√ᾱ and σ̄ = √(1−ᾱ)/√ᾱ, DDIM's equation is dx̄/dσ̄ = ε(x, t). With h_i = σ̄_i − σ̄_{i−1} and r = (h_i/h_{i+1})², the step
+In x̄ = x/√ᾱ and σ̄ = √(1−ᾱ)/√ᾱ, DDIM's equation is dx̄/dσ̄ = ε(x, t). With h_i = σ̄_i − σ̄_{i−1} and r =
+(h_i/h_{i+1})², the step
 
     x̄_{i−1} = r x̄_{i+1} + (1−r) x̄_i − h_i (1 + h_i/h_{i+1}) ε(x_i, t_i)
 
-is of second order, takes one evaluation, and is linear in x̄_{i+1}: solved for it, it walks back. The price: it carries two
-states. An image inverts to a *pair*, twice as many numbers as the image, and any image can be rebuilt from its pair, whatever
-the denoiser knows. So an exact round trip says nothing about z.
-"""
+is of second order, takes one evaluation, and is linear in x̄_{i+1}: solved for it, it walks back. The price: an image
+inverts to a *pair*, from which any image can be rebuilt, whatever the denoiser knows: that says nothing about z."""
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .progress import progress_bar
-from .sampling import Denoiser, now, time_grid
+from .sampling import Callback, Denoiser, Grid, now, time_grid
 from .schedule import NoiseSchedule
 
 Pair = tuple[Tensor, Tensor]
@@ -34,8 +33,8 @@ def belm(denoiser: Denoiser, x_T: Tensor | Pair, schedule: NoiseSchedule, steps:
 
     Args:
         denoiser: (x_t, t) -> ε.
-        x_T: Gaussian noise [N, …], and the first step is one of DDIM; or the pair that `belm_invert` gives, which leads back
-            to its image up to rounding, in one evaluation less.
+        x_T: Gaussian noise [N, …], and the first step is one of DDIM; or the pair that `belm_invert` gives, which leads
+            back to its image up to rounding, in one evaluation less.
         grid: see `time_grid`; for a pair, the grid that it was made with.
         callback: called with (t_next, x) after each step.
 
@@ -61,12 +60,11 @@ def belm(denoiser: Denoiser, x_T: Tensor | Pair, schedule: NoiseSchedule, steps:
 
 
 @torch.no_grad()
-def belm_invert(denoiser: Denoiser, x_0: Tensor, schedule: NoiseSchedule, steps: int = 100, grid: str | Sequence[int] = "uniform",
-                progress: bool = False, callback: Callable[[int, Tensor], None] | None = None) -> Pair:
+def belm_invert(denoiser: Denoiser, x_0: Tensor, schedule: NoiseSchedule, steps: int = 100, grid: Grid = "uniform",
+                progress: bool = False, callback: Callback | None = None) -> Pair:
     """The pair (x_T, x one step before it), each [N, …], from which `belm` on the same grid rebuilds x_0 [N, …].
 
-    The first step, from the clean image, is one of DDIM; `steps` evaluations in all. Arguments as for `belm`.
-    """
+    The first step, from the clean image, is one of DDIM; `steps` evaluations in all. Arguments as for `belm`."""
     points = _points(schedule, steps, grid)
     a, sigma = _levels(schedule, points)
     before, here = x_0 / a[0], x_0 / a[0] + (sigma[1] - sigma[0]) * denoiser(x_0, now(points[0]))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .schedule import NoiseSchedule
 from .storage import PACKED, CheckpointError, atomic_path, read, tensors_digest, to_float32, to_int8, write, write_text
 
 __all__ = ["CheckpointError", "Saved", "Source", "atomic_path", "best_device", "build", "check_references", "describe",
@@ -56,7 +57,7 @@ class Saved(nn.Module):
     """A model with a file of its own: weights and configuration, enough to build it anew.
 
     By default the configuration is the frozen dataclass `config`, of type `Config`, all that the constructor takes.
-    Other models have a `to_config` of their own, and a `from_config`, unless the constructor takes just that.
+    Other models have a `to_config` of their own, which gives the constructor's arguments, models and schedules described.
     """
 
     Config: type | None = None
@@ -68,7 +69,14 @@ class Saved(nn.Module):
     @classmethod
     def from_config(cls, config: dict):
         """The inverse of `to_config`; weights are random."""
-        return cls(**config) if cls.Config is None else cls(cls.Config(**config))
+        if cls.Config is not None:
+            return cls(cls.Config(**config))
+        return cls(**{name: _made(name, value) for name, value in config.items()})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
 
     def save(self, path: str | os.PathLike, metadata: dict | None = None) -> None:
         """Write one self-describing safetensors file; `metadata` is any JSON-able provenance. Never pickle."""
@@ -78,6 +86,13 @@ class Saved(nn.Module):
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu"):
         """Read a file written by `save`: float32, in eval mode; `metadata` is an attribute."""
         return load_model(path, expect=cls).to(device)
+
+
+def _made(name: str, value):
+    """An argument of a constructor, from its description."""
+    if name == "schedule":
+        return NoiseSchedule.from_config(value)
+    return build(value) if isinstance(value, dict) and "type" in value else value
 
 
 def lists_to_tuples(config) -> None:

@@ -1,8 +1,7 @@
-"""Random numbers that are a pure function of (seed, step, sample index), the same on every device and for any split
-of a batch over processes. Training draws t, noise, flips and augmentations from here, which makes resuming exact.
+"""Random numbers that are a pure function of (seed, step, sample index), the same on every device and for any split of
+a batch over processes. Training draws t, noise, flips and augmentations from here, which makes resuming exact.
 
-The hash is SplitMix64 (Steele, Lea & Flood 2014) in wrapping int64 arithmetic.
-"""
+The hash is SplitMix64 (Steele, Lea & Flood 2014) in wrapping int64 arithmetic."""
 import math
 
 import torch
@@ -50,8 +49,7 @@ def normal(seed: int, step: int, index: Tensor, shape: tuple[int, ...], stream: 
 
 
 class PerSample:
-    """A generator for samplers whose draws belong to samples, not to a batch: sample i of a run sees the same noise whatever
-    batch it is in. Made for one batch: `index` [N], the numbers of its samples."""
+    """A generator for samplers whose draws belong to samples, whatever their batch: `index` [N] are their numbers."""
 
     def __init__(self, seed: int, index: Tensor):
         self.seed, self.index, self.draws = seed, index, 0

@@ -1,12 +1,11 @@
 """Diff-AE (Preechakul et al. 2022), the baseline: one network learns to denoise and to use z, from scratch.
 
-The same samplers, encoder and AdaGN as PDAE, so that a comparison measures the method: PDAE freezes a DPM and trains a second
-head on it, Diff-AE trains everything together.
-"""
+The same samplers, encoder and AdaGN as PDAE, so that a comparison measures the method: PDAE freezes a DPM and trains a
+second head on it, Diff-AE trains everything together."""
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
-from .checkpoint import build, describe
+from .checkpoint import describe
 from .guidance import ConditionedDenoiser
 from .losses import dpm_loss
 from .schedule import NoiseSchedule
@@ -44,13 +43,10 @@ class DiffAE(Autoencoder):
         """The noise predictor that knows z [N, z_dim]."""
         return ConditionedDenoiser(self.network, z)
 
-    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None, schedule: NoiseSchedule, weight) -> Tensor:
+    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y, schedule, weight) -> Tensor:
         """What `train` minimises: `losses.dpm_loss` with z = encoder(x_0)."""
         return dpm_loss(self.network, x_0, t, eps, schedule, weight, self.training_codes(x_0, y))
 
     def to_config(self) -> dict:
-        return {"network": describe(self.network), "encoder": describe(self.encoder), "schedule": self.schedule.to_config()}
-
-    @classmethod
-    def from_config(cls, config: dict) -> "DiffAE":
-        return cls(build(config["network"]), build(config["encoder"]), NoiseSchedule.from_config(config["schedule"]))
+        return {"network": describe(self.network), "encoder": describe(self.encoder),
+                "schedule": self.schedule.to_config()}

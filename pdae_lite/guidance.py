@@ -5,8 +5,7 @@
     staged          one denoiser in a stretch of t, another one outside                    Fig. 3
     mixed           shifted by a mix of two z                                              Fig. 7
 
-`sweep` decodes at several scales in one batch.
-"""
+`sweep` decodes at several scales in one batch."""
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,9 +13,19 @@ from torch import Tensor, nn
 
 from .networks.blocks import check_labels
 from .networks.classifier import classifier_gradient
-from .pdae import PDAE, SHIFTS, Scale, ShiftedDenoiser, batch_map, everywhere, scale_at, times
+from .pdae import PDAE, SHIFTS, Scale, ShiftedDenoiser, everywhere, scale_at, times
 from .sampling import Denoiser, clip_range
 from .schedule import NoiseSchedule, Time, expand
+
+
+def batch_map(features, n: int, change: Callable[[Tensor], Tensor]):
+    """A trunk's features, with every part that has a row for each of n images changed. Rows that stand for all stay."""
+    if torch.is_tensor(features):
+        return change(features) if features.ndim and len(features) == n else features
+    if isinstance(features, tuple):
+        parts = [batch_map(part, n, change) for part in features]
+        return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)
+    return features
 
 
 class ConditionedDenoiser:
@@ -44,19 +53,15 @@ def guided(denoiser: Denoiser, classifier: Callable[[Tensor, Tensor], Tensor], y
            scale: Scale = 1.0, shift: str = "ddim") -> Denoiser:
     """Classifier guidance (Dhariwal & Nichol 2021): ε̂ = ε − scale · c_t ∇ log p(y | x_t).
 
-    For the true ∇ log p, c_t = √(1−ᾱ_t) makes the ideal denoiser the ideal class-conditional one, in DDIM and DDPM steps
-    alike. The shift β̃_t ∇ log p of DDPM's mean in eq. (5) is k_t/√(1−ᾱ_t) of that: less than 1 where a step is large for the
-    noise it starts from, that is at small t.
-
     Args:
         denoiser: the noise predictor to guide; not necessarily a plain DPM.
         classifier: (x_t, t) -> logits or log-probabilities [N, K] of noisy images: a `NoisyClassifier`, or any function
-            that autograd can follow, each sample on its own; one that wants t [N] goes through `networks.dpm.per_sample`.
+            that autograd can follow, each sample on its own (`networks.dpm.per_sample`).
         y: the classes to draw, int64 [N], or [1] for all.
         schedule: the denoiser's.
-        scale: multiplies the shift: a number, [N], or a function of t that gives one of them (see `PDAE.denoiser`). Where it
-            is 0, the classifier isn't run.
-        shift: "ddim", c_t = √(1−ᾱ_t), eq. (6); "ddpm", c_t = k_t, with which the mean of DDPM steps is that of eq. (5).
+        scale: multiplies the shift, as in `PDAE.denoiser`. Where it is 0, the classifier isn't run.
+        shift: "ddim", c_t = √(1−ᾱ_t), eq. (6): with the true ∇ log p, the ideal class-conditional denoiser; "ddpm", c_t
+            = k_t, with which the mean of DDPM steps is that of eq. (5).
 
     Raises:
         ValueError: labels of another type, or out of range; a classifier made for another schedule.
@@ -79,16 +84,16 @@ def guided(denoiser: Denoiser, classifier: Callable[[Tensor, Tensor], Tensor], y
 
 
 def staged(inside: Denoiser, outside: Denoiser, start: int, stop: int) -> Denoiser:
-    """`inside` in the stage start ≤ t < stop, `outside` elsewhere, each run only where it is used (Fig. 3: guidance in the
-    early, the critical or the late stage alone). start = stop is the empty stage.
+    """`inside` in the stage start ≤ t < stop, `outside` elsewhere, each run only where it is used (Fig. 3).
 
     Raises:
         ValueError: start < 0, start > stop, or denoisers for data of different ranges.
     """
     if not 0 <= start <= stop:
         raise ValueError(f"stage from {start} to {stop}; want 0 <= start <= stop")
-    if clip_range(inside, True) != clip_range(outside, True):
-        raise ValueError(f"inside is for data in {clip_range(inside, True)}, outside for {clip_range(outside, True)}; want the same")
+    ranges = [clip_range(denoiser, True) for denoiser in (inside, outside)]
+    if ranges[0] != ranges[1]:
+        raise ValueError(f"inside is for data in {ranges[0]}, outside for {ranges[1]}; want the same")
 
     def eps_hat(x_t: Tensor, t: Time) -> Tensor:
         here = scale_at(1.0, t, x_t, start) - scale_at(1.0, t, x_t, stop)
@@ -101,9 +106,9 @@ def staged(inside: Denoiser, outside: Denoiser, start: int, stop: int) -> Denois
     return _Made(eps_hat, outside)
 
 
-def mixed(pdae: PDAE, z_a: Tensor, z_b: Tensor, weight: float | Tensor, how: str = "z", shift: str | None = None, scale: Scale = 1.0,
-          off_last: float = 0.0) -> ShiftedDenoiser:
-    """Shifted by a mix of two codes (Fig. 7). Each step evaluates trunk, ε_θ and G once, G on a batch of 2N for "gradient".
+def mixed(pdae: PDAE, z_a: Tensor, z_b: Tensor, weight: float | Tensor, how: str = "z", shift: str | None = None,
+          scale: Scale = 1.0, off_last: float = 0.0) -> ShiftedDenoiser:
+    """Shifted by a mix of two codes (Fig. 7).
 
     Args:
         z_a, z_b: [N, z_dim], or [1, z_dim] for all: the codes at weight 0 and at weight 1.
@@ -145,12 +150,10 @@ class _MixedGradients(ShiftedDenoiser):
 def sweep(model: PDAE, z: Tensor, x_T: Tensor, scales: Sequence[float] | Tensor, **options) -> Tensor:
     """Decode with the shift at several scales, in one batch: [S, N, C, H, W] for S scales.
 
-    Each step evaluates the network once, on S·N images, and the estimator only for those whose scale isn't 0.
-
     Args:
         z: [N, z_dim], or [1, z_dim] for all.
         x_T: [N, C, H, W], the same noise for each scale.
-        scales: numbers [S]; for mixtures, class guidance and other sweeps make a denoiser with a `scale` [N] in the same way.
+        scales: numbers [S].
         options: of `PDAE.decode`.
     """
     scales, n = torch.as_tensor(scales, dtype=torch.float32).reshape(-1), len(x_T)

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
-from .checkpoint import build, describe, keep_by
+from .checkpoint import describe, keep_by
 from .losses import pdae_loss
 from .networks.side import BlackBox
 from .schedule import NoiseSchedule, Time, expand
 
-# How the paper's G enters ε̂ = ε_θ − c_t G: the training form k_t, exact for DDPM steps (eq. 7), and the DDIM form (eq. 6).
+# How the paper's G enters ε̂ = ε_θ − c_t G: the training form k_t, exact for DDPM steps (eq. 7); the DDIM form (eq. 6).
 SHIFTS = {"ddpm": "shift_coefficient", "ddim": "sqrt_one_minus_alpha_bar"}
 FORMS = ("difference", "paper")
 
@@ -18,8 +18,7 @@ Scale = float | Tensor | Callable[[Tensor], Tensor]  # a number, [N], or a funct
 
 
 def scale_at(scale: Scale, t: Time, like: Tensor, first_t: float = 0.0) -> float | Tensor:
-    """The scale of a shift at t, 0 below `first_t`: one number for all of `like` [N, …], or [N] on the CPU, where it decides what is
-    run."""
+    """The scale of a shift at t, 0 below `first_t`: a number, or [N] for `like` [N, …], on the CPU."""
     one = not torch.is_tensor(t) or t.ndim == 0 and t.device.type == "cpu"
     t = torch.tensor(int(t), device="cpu") if one else t.cpu()
     value = scale(t) if callable(scale) else scale
@@ -41,22 +40,13 @@ def times(scale: float | Tensor, x: Tensor) -> Tensor:
     return (expand(scale.to(x), x) if torch.is_tensor(scale) else scale) * x
 
 
-def batch_map(features, n: int, change: Callable[[Tensor], Tensor]):
-    """A trunk's features, with every part that has a row for each of n images changed. Rows that stand for all stay."""
-    if torch.is_tensor(features):
-        return change(features) if features.ndim and len(features) == n else features
-    if isinstance(features, tuple):
-        parts = [batch_map(part, n, change) for part in features]
-        return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)
-    return features
-
-
 class ShiftedDenoiser:
-    """ε̂(x_t, t): the DPM's noise prediction, shifted by what z adds. Made by `PDAE.denoiser`, a noise predictor like any other."""
+    """ε̂(x_t, t): the DPM's noise prediction, shifted by what z adds. Made by `PDAE.denoiser`."""
 
     def __init__(self, pdae: "PDAE", z: Tensor, scale: Scale = 1.0, off_last: float = 0.0, shift: str | None = None):
         if shift is not None and pdae.form != "paper":
-            raise ValueError(f"shift={shift!r}, but this PDAE is in the difference form, whose shift has one form only; leave it out")
+            raise ValueError(f"shift={shift!r}, but this PDAE is in the difference form, whose shift has one form only; leave "
+                             "it out")
         if shift not in (None, *SHIFTS):
             raise ValueError(f"shift {shift!r}; want one of {', '.join(SHIFTS)}")
         if not 0.0 <= off_last <= 1.0:
@@ -90,19 +80,16 @@ class PDAE(Autoencoder):
     """A pre-trained DPM as an autoencoder.
 
     Args:
-        dpm: the noise predictor, cut in two: `trunk(x_t, t)` and `head(features)`. It is frozen here, and stays in
-            eval mode whatever `train()` says. Any other callable (x_t, t [N]) -> ε gets a network of its own beside it
-            (`networks.side`); the encoder's configuration says what its images are.
+        dpm: the noise predictor, cut in two: `trunk(x_t, t)` and `head(features)`. It is frozen here, and stays in eval
+            mode. Any other callable (x_t, t [N]) -> ε gets a network of its own beside it (`networks.side`).
         encoder: x_0 [N, C, H, W] -> z [N, z_dim], with a `z_dim`; or a `LabelEncoder`, for a class-conditional G.
         schedule: the DPM's noise schedule.
         estimator: a module (features, z) -> [N, C, H, W]; None: a fresh one on the DPM's trunk.
-        form: what the estimator predicts. "difference": the noise itself, knowing z, ε_z = F(trunk(x_t, t), z), where F starts as a
-            copy of the DPM's head; the shift is the difference to ε_θ, and G = (ε_θ − ε_z)/√(1−ᾱ_t). "paper": G, by a fresh head
-            whose output starts at zero. In either form z changes nothing at the start: PDAE is the DPM. None: "difference", or
-            "paper" if `estimator` or `precondition` is given, which were that form's before there were two.
-        precondition: of the paper's form. None: the estimator's output is G, as in the paper. "v": G = √SNR(t) · output, so
-            that the output is the shift in units of v, of similar size at all but the smallest t.
-        codec: a frozen pair images -> x_0 -> images, for a DPM of latents (`interop.codec_from_diffusers`); None: x_0 are the images.
+        form: what the estimator predicts. "difference": the noise knowing z, ε_z, by a copy of the DPM's head; then G =
+            (ε_θ − ε_z)/√(1−ᾱ_t). "paper": G, by a fresh head whose output starts at zero. Either starts as the DPM.
+            None: "difference", or "paper" if `estimator` or `precondition` is given.
+        precondition: of the paper's form. None: the output is G. "v": G = √SNR(t) · output, the shift in units of v.
+        codec: a frozen pair images -> x_0 -> images, for a DPM of latents (`interop.codec_from_diffusers`); or None.
 
     Raises:
         ValueError: an unknown form; a precondition without the paper's form; a schedule that isn't the DPM's own; a
@@ -126,10 +113,11 @@ class PDAE(Autoencoder):
             dpm = BlackBox(dpm, schedule, encoder.config.image_size, encoder.config.in_channels)
         config = getattr(dpm, "config", None)
         if getattr(config, "num_classes", None) is not None:
-            raise ValueError(f"the DPM is class-conditional (num_classes={config.num_classes}); fix a class: load_adm(…, label=…)")
+            raise ValueError(f"the DPM is class-conditional (num_classes={config.num_classes}); fix a class: "
+                             "load_adm(…, label=…)")
         if codec is not None and codec.latent_channels != config.in_channels:
-            raise ValueError(f"the codec's latents have {codec.latent_channels} channels, the DPM takes {config.in_channels}; "
-                             "want those of one pipeline")
+            raise ValueError(f"the codec's latents have {codec.latent_channels} channels, the DPM takes "
+                             f"{config.in_channels}; want those of one pipeline")
         own = getattr(dpm, "schedule", schedule)
         if not schedule.same_as(own):
             raise ValueError(f"the schedule is {schedule}, but the DPM's own is {own}; give that one")
@@ -157,11 +145,9 @@ class PDAE(Autoencoder):
         """The frozen DPM."""
         return self.dpm
 
-    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None, schedule: NoiseSchedule, weight) -> Tensor:
+    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y, schedule, weight) -> Tensor:
         """What `train` minimises: `losses.pdae_loss`. `schedule` is the model's own, whatever is given."""
         return pdae_loss(self, x_0, t, eps, weight, self.training_codes(x_0, y))
-
-    # ---- the parts ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def features(self, x_t: Tensor, t: Time):
@@ -174,15 +160,15 @@ class PDAE(Autoencoder):
         return self.dpm.head(features)
 
     def estimate(self, features, z: Tensor) -> Tensor:
-        """What the estimator says, [N, C, H, W]: ε_z(x_t, t), the noise given z, in the difference form; G in the paper's."""
+        """What the estimator says, [N, C, H, W]: ε_z, the noise given z, in the difference form; G in the paper's."""
         output = self.estimator(features, z)
         if self.form == "difference":
             return self.dpm.convert(output, features)
         return output if self.precondition is None else self.schedule.at("snr", features.t, output).sqrt() * output
 
     def gradient(self, features, z: Tensor) -> Tensor:
-        """G_ψ(x_t, z, t) [N, C, H, W], the estimate of ∇ log p(z | x_t). In the difference form it is (ε_θ − ε_z)/√(1−ᾱ_t), to be
-        multiplied by √(1−ᾱ_t), never by k_t."""
+        """G_ψ(x_t, z, t) [N, C, H, W], the estimate of ∇ log p(z | x_t). In the difference form it is (ε_θ −
+        ε_z)/√(1−ᾱ_t), to be multiplied by √(1−ᾱ_t), never by k_t."""
         known = self.estimate(features, z)
         if self.form == "paper":
             return known
@@ -192,7 +178,9 @@ class PDAE(Autoencoder):
         """The best guess at ε given z, as it is trained, [N, C, H, W]: ε_z, or ε_θ − k_t G (eq. 7)."""
         features = self.features(x_t, t)
         known = self.estimate(features, z)
-        return known if self.form == "difference" else self.eps(features) - self.schedule.at("shift_coefficient", t, x_t) * known
+        if self.form == "difference":
+            return known
+        return self.eps(features) - self.schedule.at("shift_coefficient", t, x_t) * known
 
     def forward(self, x_t: Tensor, t: Time, z: Tensor) -> tuple[Tensor, Tensor]:
         """(ε_θ, G), each [N, C, H, W], from x_t [N, C, H, W], t in 0 … T−1, z [N, z_dim]; see `gradient`."""
@@ -200,20 +188,17 @@ class PDAE(Autoencoder):
         features = self.features(x_t, t)
         return self.eps(features), self.gradient(features, z)
 
-    # ---- an autoencoder -------------------------------------------------------------------------------------------
-
-    def denoiser(self, z: Tensor, scale: Scale = 1.0, off_last: float = 0.0, shift: str | None = None) -> ShiftedDenoiser:
-        """The noise predictor ε̂ = ε_θ − scale · √(1−ᾱ_t) G(x_t, z, t), which is ε_z for scale 1 in the difference form.
+    def denoiser(self, z: Tensor, scale: Scale = 1.0, off_last: float = 0.0,
+                 shift: str | None = None) -> ShiftedDenoiser:
+        """The noise predictor ε̂ = ε_θ − scale · √(1−ᾱ_t) G(x_t, z, t), in the difference form ε_z for scale 1.
 
         Args:
             z: [N, z_dim].
-            scale: multiplies the shift; a number, [N], or a function of t (0-d or [N], on the CPU) that gives one of them, for
-                example ``lambda t: 2.0 * ((t >= 300) & (t < 700))`` (an interval) or ``lambda t: 3 * t / 1000`` (a ramp). 0 is the
-                plain DPM: where it is 0 for all, the estimator isn't run.
+            scale: multiplies the shift; a number, [N], or a function of t (0-d or [N], on the CPU) that gives one, such
+                as ``lambda t: 2.0 * ((t >= 300) & (t < 700))``. Where it is 0 for all, G isn't run.
             off_last: plain DPM where t < off_last · T (the paper's unconditional samples: 0.3).
-            shift: of the paper's form. "ddim", the default, c_t = √(1−ᾱ_t) (eq. 6), right for a true ∇ log p(z | x_t); "ddpm",
-                c_t = k_t, the form it was trained in: exact for DDPM (eq. 7), and consistent in DDIM too, since the loss makes
-                ε_θ − k_t G the best guess at ε. They differ where t is small and z has little to add.
+            shift: of the paper's form. "ddim", the default, c_t = √(1−ᾱ_t) (eq. 6), right for a true ∇ log p(z | x_t);
+                "ddpm", c_t = k_t (eq. 7), the form it was trained in: ε_θ − k_t G is its best guess at ε.
         """
         return ShiftedDenoiser(self, z, scale, off_last, shift)
 
@@ -223,26 +208,22 @@ class PDAE(Autoencoder):
 
     def sampler_options(self, sampler: str) -> dict:
         """The paper's form has one shift for DDPM's steps, another for the rest."""
-        return {"shift": "ddpm" if sampler == "ddpm" else "ddim"} if self.form == "paper" else {}
+        return {"shift": "ddpm"} if self.form == "paper" and sampler == "ddpm" else {}
 
     def of_latents(self) -> "PDAE":
         """The same model, of the same parts, without its codec: of latents in the place of images."""
         return PDAE(self.dpm, self.encoder, self.schedule, self.estimator, self.precondition, self.form)
 
-    # ---- files ----------------------------------------------------------------------------------------------------
-
     def save(self, path, metadata: dict | None = None, dpm: str | None = None) -> None:
-        """Write one self-describing safetensors file; `metadata` is any JSON-able provenance. Never pickle.
-
-        `dpm`: "value" or "reference", for one of `interop.from_diffusers`; see `keep` there, which is the default.
-        """
+        """Write one self-describing safetensors file; `metadata` is any JSON-able provenance. Never pickle. `dpm`:
+        "value" or "reference", for one of `interop.from_diffusers`; see `keep` there, which is the default."""
         if dpm is not None:
             keep_by(self.dpm, dpm)
         super().save(path, metadata)
 
     @classmethod
     def load(cls, path, device: torch.device | str = "cpu", dpm: Callable | None = None) -> "PDAE":
-        """Read a file written by `save`. `dpm`: the callable that it was made on, if that is a black box to the library."""
+        """Read a file written by `save`. `dpm`: the callable that it was made on, if that is a black box."""
         model = super().load(path)
         if dpm is not None:
             if not isinstance(model.dpm, BlackBox):
@@ -259,6 +240,4 @@ class PDAE(Autoencoder):
     @classmethod
     def from_config(cls, config: dict) -> "PDAE":
         """The inverse of `to_config`; weights are random. Files from before there were forms hold the paper's."""
-        codec = config.get("codec")
-        return cls(build(config["dpm"]), build(config["encoder"]), NoiseSchedule.from_config(config["schedule"]),
-                   precondition=config["precondition"], form=config.get("form", "paper"), codec=codec and build(codec))
+        return super().from_config({"form": "paper"} | config)

@@ -1,9 +1,7 @@
 """Samplers: free functions over a denoiser, a callable (x_t, t) -> ε.
 
-They know nothing of z, classes or guidance: those live in the denoiser. Each step has explicit end points
-`t_cur`, `t_next`; t = −1 is the clean image (ᾱ = 1). Denoisers are told t as a 0-d int64 tensor on the CPU, one for all images: free to
-read where something is decided by it, and it mixes with tensors on a GPU.
-"""
+They know nothing of z, classes or guidance: those live in the denoiser. Each step has explicit end points `t_cur`,
+`t_next`; t = −1 is the clean image (ᾱ = 1). Denoisers are told t as a 0-d int64 tensor on the CPU."""
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,22 +13,24 @@ from .progress import progress_bar
 from .schedule import NoiseSchedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+Grid = str | Sequence[int]
+Callback = Callable[[int, Tensor], None]
 POWERS = {"quadratic": 2, "cubic": 3}
 
 
-def time_grid(schedule: NoiseSchedule, steps: int = 100, grid: str | Sequence[int] = "uniform") -> list[int]:
+def time_grid(schedule: NoiseSchedule, steps: int = 100, grid: Grid = "uniform") -> list[int]:
     """End points of the steps, increasing; the first is the end of sampling.
 
     - ``"uniform"``: round(linspace(−1, T−1, steps+1)), ends at the clean image, t = −1
     - ``"paper"``: the integer parts of linspace(0, T−1, steps+1), as in the authors' release: ends at ᾱ_0, not 1
-    - ``"quadratic"``: T·u² − 1 for u = 0 … 1 (as in Song et al. 2021), at least 1 apart: short steps near the clean image
+    - ``"quadratic"``: T·u² − 1 for u = 0 … 1 (as in Song et al. 2021), at least 1 apart
     - ``"cubic"``: T·u³ − 1, likewise: for `dpm_solver`, with `correct`, the most exact of these with 12 or more steps
-    - a sequence of t: the denoiser is evaluated there and nowhere else; −1 is added if it is absent
-    """
+    - a sequence of t: the denoiser is evaluated there and nowhere else; −1 is added if it is absent"""
     if not isinstance(grid, str):
         points = sorted({int(t) for t in grid} | {-1})
         if len(points) < 2 or points[0] < -1 or points[-1] > schedule.T - 1:
-            raise ValueError(f"grid runs from {points[0]} to {points[-1]} in {len(points)} points; want some t in 0…{schedule.T - 1}")
+            raise ValueError(f"grid runs from {points[0]} to {points[-1]} in {len(points)} points; want some t in "
+                             f"0…{schedule.T - 1}")
         return points
     if not 1 <= steps <= schedule.T or int(steps) != steps:
         raise ValueError(f"steps={steps}; want a whole number from 1 to T={schedule.T}")
@@ -57,8 +57,7 @@ def ddim_step(x: Tensor, eps: Tensor, t_cur: int, t_next: int, schedule: NoiseSc
 
         x_next = √ᾱ_next x̂_0 + √(1−ᾱ_next−σ²) ε + σ·noise,   x̂_0 = (x − √(1−ᾱ_cur) ε)/√ᾱ_cur
 
-    With `clip_range`, x̂_0 is clamped and ε derived from it anew. σ² = η² β̃ for the step, so η = 1 is DDPM.
-    """
+    With `clip_range`, x̂_0 is clamped and ε derived from it anew. σ² = η² β̃ for the step, so η = 1 is DDPM."""
     a, s = schedule.level(t_cur)
     a_next, s_next = schedule.level(t_next)
     x_0 = (x - s * eps) / a
@@ -77,14 +76,15 @@ def clip_range(denoiser: Denoiser, clip: bool) -> tuple[float, float] | None:
     return getattr(denoiser, "data_range", (-1.0, 1.0)) if clip else None
 
 
-def randn(shape: Sequence[int], device, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Gaussian noise on a device. It is drawn where the generator lives and moved, so a CPU generator's seed gives the same noise on
-    every device; a `counter_rng.PerSample` gives each sample its own. float32, or float64 where `dtype` is: steps of a sampler are
-    too small for less."""
+def randn(shape: Sequence[int], device, generator: torch.Generator | None = None,
+          dtype: torch.dtype = torch.float32) -> Tensor:
+    """Gaussian noise on a device, float32, or float64 where `dtype` is. It is drawn where the generator lives and
+    moved, so a CPU generator's seed gives the same noise everywhere; `counter_rng.PerSample` is one, too."""
+    dtype = torch.promote_types(torch.float32, dtype)
     if isinstance(generator, PerSample):
-        return generator.randn(shape).to(device, torch.promote_types(torch.float32, dtype))
+        return generator.randn(shape).to(device, dtype)
     source = device if generator is None else generator.device
-    return torch.randn(tuple(shape), dtype=torch.promote_types(torch.float32, dtype), device=source, generator=generator).to(device)
+    return torch.randn(tuple(shape), dtype=dtype, device=source, generator=generator).to(device)
 
 
 def now(t: int) -> Tensor:
@@ -97,9 +97,9 @@ def _pairs(points: list[int], progress: bool, name: str) -> Iterable[tuple[int, 
 
 
 @torch.no_grad()
-def ddim(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int = 100, eta: float = 0.0, clip: bool = True,
-         grid: str | Sequence[int] = "uniform", progress: bool = False, generator: torch.Generator | None = None,
-         callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
+def ddim(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int = 100, eta: float = 0.0,
+         clip: bool = True, grid: Grid = "uniform", progress: bool = False, generator: torch.Generator | None = None,
+         callback: Callback | None = None) -> Tensor:
     """DDIM sampling (Song et al. 2021; the paper's eq. 4), from x_T [N, …] to x_0 [N, …].
 
     Args:
@@ -123,13 +123,12 @@ def ddim(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int = 
 
 
 def ddpm(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int | None = None, clip: bool = True,
-         grid: str | Sequence[int] = "uniform", progress: bool = False, generator: torch.Generator | None = None,
-         callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
+         grid: Grid = "uniform", progress: bool = False, generator: torch.Generator | None = None,
+         callback: Callback | None = None) -> Tensor:
     """Ancestral sampling (Ho et al. 2020): x_{t−1} ~ N(μ_θ, β̃_t), `steps` = T unless said otherwise.
 
-    It is DDIM with η = 1: √ᾱ_s x̂_0 + √(1−ᾱ_s−β̃) ε is the posterior mean at x̂_0. A denoiser shifted by z must be
-    made with ``shift="ddpm"``: ε_θ − k_t G then gives the mean μ_θ + β̃_t G of eq. (7).
-    """
+    It is DDIM with η = 1: √ᾱ_s x̂_0 + √(1−ᾱ_s−β̃) ε is the posterior mean at x̂_0. A denoiser shifted by z must be made
+    with ``shift="ddpm"``: ε_θ − k_t G then gives the mean μ_θ + β̃_t G of eq. (7)."""
     steps = schedule.T if steps is None else steps
     return ddim(denoiser, x_T, schedule, steps, eta=1.0, clip=clip, grid=grid, progress=progress, generator=generator,
                 callback=callback)
@@ -137,21 +136,21 @@ def ddpm(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int | 
 
 @torch.no_grad()
 def dpm_solver(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: int = 20, clip: bool = True,
-               grid: str | Sequence[int] = "uniform", correct: bool = False, progress: bool = False,
-               generator: torch.Generator | None = None, callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
+               grid: Grid = "uniform", correct: bool = False, progress: bool = False,
+               generator: torch.Generator | None = None, callback: Callback | None = None) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): second order, one evaluation a step, x_T [N, …] to x_0 [N, …].
 
     In λ = log(√ᾱ/√(1−ᾱ)), with h = λ_next − λ_cur and h' the step before it:
 
         x_next = σ_next/σ_cur · x − √ᾱ_next (e^{−h} − 1) D,   D = x̂_0 + (h/2h')(x̂_0 − x̂_0')
 
-    The first step has no predecessor and the last, to the clean image, has h = ∞: both are of first order (DDIM).
-    Arguments as for `ddim`.
+    The first step has no predecessor and the last, to the clean image, has h = ∞: both are DDIM's. Arguments as for
+    `ddim`.
 
     Args:
-        correct: once x̂_0 at x_next is known, take the step that led there anew, with the parabola through the three guesses; that
-            is UniPC of order 2 (Zhao et al. 2023), and no evaluation more. The images that `callback` gets aren't corrected yet.
-        generator: not used, as nothing is drawn; all samplers take one.
+        correct: once x̂_0 at x_next is known, take the step that led there anew, with the parabola through the three
+            guesses: UniPC of order 2 (Zhao et al. 2023), no evaluation more. What `callback` gets isn't corrected yet.
+        generator: not used, as nothing is drawn.
     """
     limits = clip_range(denoiser, clip)
     x, before, last = x_T, None, None  # before: λ and x̂_0 of the last point; last: the step that led here
@@ -179,12 +178,8 @@ def dpm_solver(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: 
 
 def _corrected(first_order: Tensor, a: float, h: float, left: tuple[float, Tensor], before: tuple[float, Tensor] | None,
                arrived: Tensor) -> Tensor:
-    """A step of `dpm_solver` with x̂_0 as the polynomial of λ through the guesses where it left, where it arrived and one before.
-
-    Args:
-        first_order: where the step leads with the guess alone that it left with.
-        left, before: λ and x̂_0; before None: the first step, which takes the mean of its two ends.
-    """
+    """A step of `dpm_solver` with x̂_0 as the polynomial of λ through the guesses where it left, where it arrived and
+    one before (λ and x̂_0 each), from `first_order`, where the guess leads that it left with."""
     lam, x_0 = left
     rise, weight = arrived - x_0, -math.expm1(-h)  # ∫ e^{u−h} du over the step, below the same with (u/h)^1 and (u/h)^2
     if before is None:
@@ -198,14 +193,13 @@ def _corrected(first_order: Tensor, a: float, h: float, left: tuple[float, Tenso
 
 @torch.no_grad()
 def invert(denoiser: Denoiser, x_0: Tensor, schedule: NoiseSchedule, steps: int = 100, clip: bool = False,
-           grid: str | Sequence[int] = "uniform", fixed_point: int = 0, order: int = 1, progress: bool = False,
-           callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
+           grid: Grid = "uniform", fixed_point: int = 0, order: int = 1, progress: bool = False,
+           callback: Callback | None = None) -> Tensor:
     """DDIM run backwards (eq. 8): x_0 [N, …] to the x_T [N, …] that decodes to it.
 
     The plain step takes ε at the point it leaves, which is off by O(1/steps). `fixed_point` more evaluations a step
-    take ε at the point it arrives at, so that `ddim` on the same grid retraces it. `order` 2 (Adams–Bashforth) carries the
-    ε of the step before forward, at no further evaluation: closer to the true x_T, O(1/steps²), which `dpm_solver` and
-    `belm.belm` decode; `belm.belm_invert` is exact.
+    take ε at the point it arrives at, so that `ddim` on the same grid retraces it. `order` 2 (Adams–Bashforth), at no
+    further evaluation, is off by O(1/steps²): for `dpm_solver` and `belm`. `belm_invert` is exact.
 
     Args:
         clip: clamp x̂_0 in every step, as the authors' release does. That loses information: for parity only.
@@ -233,9 +227,7 @@ def invert(denoiser: Denoiser, x_0: Tensor, schedule: NoiseSchedule, steps: int 
 def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     """Spherical interpolation between two noises [N, …], each sample on its own; `weight` is a number or [N].
 
-    The angle is taken between directions and lengths are interpolated linearly. Equal or opposite inputs, where the
-    great circle is not defined, give the linear interpolation.
-    """
+    The angle is taken between directions, lengths are interpolated linearly. Equal or opposite inputs are, too."""
     flat_a, flat_b = a.flatten(1), b.flatten(1)
     norm_a, norm_b = flat_a.norm(dim=1, keepdim=True), flat_b.norm(dim=1, keepdim=True)
     w = torch.as_tensor(weight, dtype=a.dtype, device=a.device).reshape(-1, 1)
@@ -244,6 +236,6 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     sine = angle.sin()
     safe = sine > 1e-4
     direction = (((1 - w) * angle).sin() * flat_a / norm_a.clamp(min=1e-12)
-                 + (w * angle).sin() * flat_b / norm_b.clamp(min=1e-12)) / torch.where(safe, sine, torch.ones_like(sine))
+                 + (w * angle).sin() * flat_b / norm_b.clamp(min=1e-12)) / torch.where(safe, sine, 1.0)
     mixed = torch.where(safe, direction * ((1 - w) * norm_a + w * norm_b), (1 - w) * flat_a + w * flat_b)
     return mixed.reshape(a.shape)

@@ -1,8 +1,7 @@
 """The noise schedule: every constant that depends on t alone (Sections 2 and 3 of the paper).
 
-Code counts t = 0 … T−1 where the paper counts 1 … T. The clean image is t = −1, with ᾱ_{−1} = 1. Everywhere t is an int or a
-0-d tensor, one for all images, or an int64 tensor [N], one for each.
-"""
+Code counts t = 0 … T−1 where the paper counts 1 … T. The clean image is t = −1, with ᾱ_{−1} = 1. Everywhere t is an int
+or a 0-d tensor, one for all images, or an int64 tensor [N], one for each."""
 import math
 
 import numpy as np
@@ -23,16 +22,15 @@ def expand(values: Tensor, like: Tensor) -> Tensor:
 class NoiseSchedule(nn.Module):
     """β_t and all that follows from it.
 
-    Tables are built in float64 and stay on the host as `float64[name]`, NumPy arrays [T]. Float32 copies, the attributes below, are
-    buffers that move with the model that holds the schedule, but keep their precision and are in no state dict.
+    Tables are built in float64 and stay on the host as `float64[name]`, NumPy arrays [T]. Float32 copies, the
+    attributes below, are buffers that move with the model that holds the schedule, but keep their precision and are in
+    no state dict. Methods compute in the dtype and on the device of the images they are given.
 
     Args:
-        beta: [T], each in (0, 1). Methods compute in the dtype and on the device of the images they are given, so float64
-            images see float64 constants.
+        beta: [T], each in (0, 1).
 
     Raises:
-        ValueError: β outside (0, 1), or a schedule whose last ᾱ is zero (zero terminal SNR): ε says nothing
-            about x_0 there, and every formula below divides by it.
+        ValueError: β outside (0, 1), or a last ᾱ of zero (zero terminal SNR), where ε says nothing about x_0.
     """
 
     beta: Tensor
@@ -107,7 +105,8 @@ class NoiseSchedule(nn.Module):
         """ᾱ_t ∝ cos²((t/T + s)/(1 + s) · π/2), β ≤ `max_beta` (Nichol & Dhariwal 2021, eq. 17)."""
         u = np.linspace(0, 1, _positive("T", T) + 1)
         f = np.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
-        return cls((1 - f[1:] / f[:-1]).clip(max=max_beta), {"name": "cosine", "T": T, "offset": offset, "max_beta": max_beta})
+        spec = {"name": "cosine", "T": T, "offset": offset, "max_beta": max_beta}
+        return cls((1 - f[1:] / f[:-1]).clip(max=max_beta), spec)
 
     @classmethod
     def constant(cls, beta: float = 0.008, T: int = 1000) -> "NoiseSchedule":
@@ -122,7 +121,7 @@ class NoiseSchedule(nn.Module):
             raise ValueError("scheduler has rescale_betas_zero_snr=True, a zero-terminal-SNR schedule: "
                              "noise prediction is undefined at its last step")
         if getattr(scheduler, "betas", None) is None:
-            raise ValueError(f"scheduler {type(scheduler).__name__} has no betas; want a discrete-time DDPM/DDIM-family scheduler")
+            raise ValueError(f"scheduler {type(scheduler).__name__} has no betas; want one of the DDPM/DDIM family")
         return cls(scheduler.betas)
 
     def to_config(self) -> dict:
@@ -158,8 +157,8 @@ class NoiseSchedule(nn.Module):
         return len(self.float64["beta"])
 
     def at(self, table: str, t: Time, like: Tensor) -> Tensor:
-        """Values of a table at t, broadcastable against `like` [N, …], in its dtype (float32 at least). For one t that the host
-        knows it is a 0-d tensor on the CPU, which mixes with tensors anywhere: nothing travels, and no GPU waits."""
+        """Values of a table at t, broadcastable against `like` [N, …], in its dtype (float32 at least). For one t that
+        the host knows it is a 0-d tensor on the CPU: nothing travels, and no GPU waits."""
         self.check_t(t)
         dtype = torch.promote_types(torch.float32, like.dtype)
         if not torch.compiler.is_compiling() and (not torch.is_tensor(t) or t.ndim == 0 and t.device.type == "cpu"):
@@ -168,8 +167,8 @@ class NoiseSchedule(nn.Module):
         return expand(values.to(like.device)[t.to(like.device) if torch.is_tensor(t) else t], like)
 
     def check_t(self, t: Time) -> None:
-        """Raise a ValueError unless t is an integer in 0 … T−1, or an integer tensor, 0-d or [N], of them (values are read on the CPU
-        only: reading them elsewhere would make a GPU wait, or break a compiled graph)."""
+        """Raise a ValueError unless t is an integer in 0 … T−1, or an integer tensor, 0-d or [N], of them (values are
+        read on the CPU only: elsewhere that would make a GPU wait, or break a compiled graph)."""
         if torch.is_tensor(t):
             if t.is_floating_point() or t.ndim > 1:
                 raise ValueError(f"t is {t.dtype} {list(t.shape)}; want an int, or int64, 0-d or [N]")
@@ -200,12 +199,12 @@ class NoiseSchedule(nn.Module):
         - ``v``: (1+SNR)/SNR, which makes it the error of v (Salimans & Ho 2022)
         - ``flow``: (1+σ)², σ² = 1/SNR, which makes it the error of flow matching's v = ε − x_0 (Lipman et al. 2023)
 
-        `gamma` overrides the scheme's own default; `k` is P2's alone.
-        """
+        `gamma` overrides the scheme's own default; `k` is P2's alone."""
         if name not in LOSS_WEIGHTS:
             raise ValueError(f"loss weight {name!r}; want one of {', '.join(LOSS_WEIGHTS)}")
         if gamma is not None and (LOSS_WEIGHTS[name] is None or not math.isfinite(gamma)):
-            raise ValueError(f"gamma={gamma} given, but loss weight {name!r} has no gamma" if math.isfinite(gamma) else f"gamma={gamma}")
+            raise ValueError(f"gamma={gamma} given, but loss weight {name!r} has no gamma" if math.isfinite(gamma) else
+                             f"gamma={gamma}")
         gamma = LOSS_WEIGHTS[name] if gamma is None else gamma
         snr, one_minus = self.float64["snr"], self.float64["sqrt_one_minus_alpha_bar"] ** 2
         schemes = {

@@ -1,4 +1,4 @@
-"""A model for sampling only: lower precision, compiled, its launches recorded in CUDA graphs. Samplers know nothing of it."""
+"""A model for sampling only: lower precision, compiled, its launches recorded in CUDA graphs."""
 import copy
 import functools
 
@@ -9,17 +9,18 @@ from .networks.blocks import GroupNorm
 from .pdae import PDAE
 
 
-def accelerate(model: nn.Module, dtype: torch.dtype | None = None, compile: bool = False, graphs: bool | None = None) -> nn.Module:
-    """A copy that samples faster, for a PDAE, a Diff-AE or a plain DPM: `accelerate(pdae, torch.bfloat16, compile=True).decode(z)`.
+def accelerate(model: nn.Module, dtype: torch.dtype | None = None, compile: bool = False,
+               graphs: bool | None = None) -> nn.Module:
+    """A copy that samples faster, for a PDAE, a Diff-AE or a plain DPM:
+    `accelerate(pdae, torch.bfloat16, compile=True).decode(z)`.
 
     Networks compute in `dtype`; x_t, ε̂, the schedule and the encoder stay in float32, since a sampler adds many small
     steps up. The copy is for sampling: it can be neither trained nor saved.
 
     Args:
-        dtype: of weights and activations; None: as they are. bfloat16 pays where the hardware multiplies it (CUDA since Ampere).
+        dtype: of weights and activations; None: as they are. bfloat16 pays on CUDA since Ampere.
         compile: trunk and heads by `torch.compile`, anew for each batch size and shape.
-        graphs: record them as CUDA graphs, which saves launch overhead where networks or batches are small; None: on CUDA.
-            It needs `compile`.
+        graphs: record them as CUDA graphs, for small networks or batches; None: on CUDA. It needs `compile`.
 
     Raises:
         ValueError: graphs without compile, or on another device.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..autoencoder import Autoencoder
 from ..checkpoint import Saved
-from .latent import LatentStats, latent_codes
+from .latent import LatentStats, encode_labelled
 
 L2 = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # tried by cross-validation
 FOLDS = 5
@@ -16,15 +16,12 @@ KINDS = ("classes", "attributes")
 
 
 class LinearProbe(Saved):
-    """A linear classifier of codes, on codes normalised by their mean and standard deviation. Made by `fit`.
-
-    logits(z) = z_norm Wᵀ + b, with W [A, z_dim]. What they mean depends on the kind: "classes" exclude each other (softmax);
-    "attributes" are columns of their own, present or not (sigmoid).
+    """A linear classifier of normalised codes, logits(z) = z_norm Wᵀ + b with W [A, z_dim]. Made by `fit`.
 
     Args:
         names: of the A classes or attributes.
         z_dim: width of z.
-        kind: "classes" or "attributes".
+        kind: "classes", which exclude each other (softmax); "attributes", columns of their own (sigmoid).
         stats: of the training codes; None: mean 0, std 1.
     """
 
@@ -35,14 +32,14 @@ class LinearProbe(Saved):
         names = tuple(map(str, names))
         if not names or len(set(names)) < len(names):
             raise ValueError(f"names is {names}; want at least one name, and each only once")
-        self.names, self.kind = names, kind
-        self.stats = LatentStats(torch.zeros(z_dim), torch.ones(z_dim)) if stats is None else stats
+        self.names, self.kind, self.z_dim = names, kind, z_dim
+        self.stats = LatentStats.none(z_dim) if stats is None else stats
         if self.stats.z_dim != z_dim:
             raise ValueError(f"stats are of codes with z_dim={self.stats.z_dim}, z_dim={z_dim}")
         self.register_buffer("weight", torch.zeros(len(names), z_dim))
         self.register_buffer("bias", torch.zeros(len(names)))
         self.register_buffer("l2", torch.zeros(len(names)))
-        self.register_buffer("examples", torch.zeros(len(names), dtype=torch.int64))  # how many the training codes had of each
+        self.register_buffer("examples", torch.zeros(len(names), dtype=torch.int64))  # training codes of each name
 
     @classmethod
     def fit(cls, z: Tensor, labels: Tensor, names: Sequence[str], l2: float | None = None) -> "LinearProbe":
@@ -50,31 +47,29 @@ class LinearProbe(Saved):
 
         Args:
             z: training codes [N, z_dim]; see `encode_all`.
-            labels: int64 [N], class numbers: kind "classes"; or [N, A] of 0 and 1: kind "attributes". A column with fewer
-                than 5 ones or 5 zeros isn't fitted: its logit is constant, and it has no direction.
+            labels: int64 [N], class numbers: kind "classes"; or [N, A] of 0 and 1: kind "attributes". A column with
+                fewer than 5 ones or 5 zeros isn't fitted: its logit is constant, and it has no direction.
             names: of the classes, or of the columns.
-            l2: None: of 1e-5 … 0.1 the one with the least log-loss in five-fold cross-validation on these codes; each
-                attribute gets its own.
+            l2: None: of 1e-5 … 0.1 the best in five-fold cross-validation; each attribute gets its own.
 
         Raises:
             ValueError: shapes or labels that don't fit; fewer than 10 codes; a class with fewer than 5.
         """
         labels = torch.as_tensor(labels).cpu()
         kind = "attributes" if labels.ndim == 2 else "classes"
-        probe = cls(names, z.shape[1] if torch.is_tensor(z) and z.ndim == 2 else 1, kind, LatentStats.of(z.detach().cpu()))
+        stats = LatentStats.of(z.detach().cpu())
+        probe = cls(names, stats.z_dim, kind, stats)
         probe._check_labels(labels, len(z), 2 * FEWEST)
         x = probe.stats.normalise(z.detach().cpu().double())
         count = labels.sum(0) if kind == "attributes" else torch.bincount(labels, minlength=len(names))
         few = (count if kind == "classes" else torch.minimum(count, len(z) - count)) < FEWEST
         if kind == "classes" and bool(few.any()):
-            first = int(few.nonzero()[0])
-            raise ValueError(f"class {names[first]!r} has {int(count[first])} of {len(z)} codes; want at least {FEWEST} of each class")
-        if l2 is None:
-            penalty = _cross_validated(x, labels, len(names))
-        elif l2 >= 0:
-            penalty = torch.full((len(names),), float(l2), dtype=torch.float64)
-        else:
+            i = int(few.nonzero()[0])
+            raise ValueError(f"class {names[i]!r} has {int(count[i])} of {len(z)} codes; want at least {FEWEST} of each "
+                             "class")
+        if l2 is not None and l2 < 0:
             raise ValueError(f"l2={l2}; want 0 or more, or None")
+        penalty = _cross_validated(x, labels, len(names)) if l2 is None else x.new_full((len(names),), l2)
         if not bool(few.all()):
             weight, bias = _minimise(x, labels[:, ~few] if kind == "attributes" else labels, penalty[~few])
             probe.weight[~few], probe.bias[~few] = weight.float(), bias.float()
@@ -82,11 +77,6 @@ class LinearProbe(Saved):
         probe.l2.copy_(penalty)
         probe.examples.copy_(count)
         return probe.eval()
-
-    @property
-    def z_dim(self) -> int:
-        """Width of z."""
-        return self.stats.z_dim
 
     def column(self, name: str) -> int:
         """The place of a class or an attribute."""
@@ -104,8 +94,6 @@ class LinearProbe(Saved):
         """Probabilities [N, A] of codes z [N, z_dim]: rows add up to 1 for classes."""
         return self.logits(z).softmax(1) if self.kind == "classes" else self.logits(z).sigmoid()
 
-    # ---- how good it is -----------------------------------------------------------------------------------------------
-
     def accuracy(self, z: Tensor, labels: Tensor) -> Tensor:
         """Share of codes that are told right: a scalar for classes, [A] for attributes. Labels as in `fit`."""
         logits, labels = self._scores(z, labels)
@@ -114,24 +102,22 @@ class LinearProbe(Saved):
         return ((logits > 0) == (labels > 0)).float().mean(0)
 
     def auroc(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Area under the ROC curve of each column [A] (a class against the others); NaN where the labels are all alike."""
-        from torchmetrics.functional.classification import binary_auroc
-
-        return self._per_column(binary_auroc, z, labels)
+        """Area under the ROC curve of each column [A] (a class against the others); NaN where all labels are alike."""
+        return self._per_column("binary_auroc", z, labels)
 
     def average_precision(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Average precision of each column [A]; NaN where the labels are all alike. By chance: the share of positives."""
-        from torchmetrics.functional.classification import binary_average_precision
+        """Average precision of each column [A]; NaN where all labels are alike. By chance: the share of positives."""
+        return self._per_column("binary_average_precision", z, labels)
 
-        return self._per_column(binary_average_precision, z, labels)
+    def _per_column(self, name: str, z: Tensor, labels: Tensor) -> Tensor:
+        from torchmetrics.functional import classification
 
-    def _per_column(self, metric, z: Tensor, labels: Tensor) -> Tensor:
         _, labels = self._scores(z, labels)
-        scores = self.probabilities(z.detach().cpu())
+        scores, metric = self.probabilities(z.detach().cpu()), getattr(classification, name)
         if self.kind == "classes":
             labels = F.one_hot(labels, len(self.names))
-        mixed = (labels.amin(0) < labels.amax(0)).tolist()
-        return torch.stack([metric(s, y.long()) if m else torch.tensor(torch.nan) for s, y, m in zip(scores.T, labels.T, mixed)])
+        return torch.stack([metric(s, y.long()) if y.amin() < y.amax() else torch.tensor(torch.nan)
+                            for s, y in zip(scores.T, labels.T)])
 
     def _scores(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         labels = torch.as_tensor(labels).cpu()
@@ -145,10 +131,8 @@ class LinearProbe(Saved):
         if n < fewest:
             raise ValueError(f"{n} codes; want at least {fewest}")
         if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) > top:
-            raise ValueError(f"labels are {str(labels.dtype).removeprefix('torch.')} from {labels.min():g} to {labels.max():g}; "
-                             f"want integers from 0 to {top}")
-
-    # ---- files --------------------------------------------------------------------------------------------------------
+            came = f"{str(labels.dtype).removeprefix('torch.')} from {labels.min():g} to {labels.max():g}"
+            raise ValueError(f"labels are {came}; want integers from 0 to {top}")
 
     def to_config(self) -> dict:
         return {"names": list(self.names), "z_dim": self.z_dim, "kind": self.kind}
@@ -162,8 +146,7 @@ def _log_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _minimise(x: Tensor, labels: Tensor, l2: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [A, D] and biases [A] of the least log-loss + Σ l2 ‖w‖² (the attributes' problems are separate, but convex, and
-    quicker solved together)."""
+    """Weights [A, D] and biases [A] of the least log-loss + Σ l2 ‖w‖²; of all attributes together."""
     w = torch.zeros(len(l2), x.shape[1], dtype=x.dtype, requires_grad=True)
     b = torch.zeros(len(l2), dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([w, b], max_iter=500, line_search_fn="strong_wolfe")
@@ -194,18 +177,17 @@ def _cross_validated(x: Tensor, labels: Tensor, columns: int) -> Tensor:
     return torch.tensor(L2, dtype=x.dtype)[torch.stack(losses).argmin(0)]
 
 
-# ---- editing ----------------------------------------------------------------------------------------------------------
+# ---- editing --------------------------------------------------------------------------------------------------------
 
 
 def direction(probe: LinearProbe, attribute: str, keep: Iterable[str] = ()) -> Tensor:
     """The unit vector [z_dim], in normalised codes, along which an attribute's logit rises fastest.
 
-    What predicts best needn't edit best: a probe fitted with a strong penalty (`l2=10`), whose weights point along the difference of
-    the means of codes with and without the attribute, follows true edits more closely (Haufe et al. 2014; the chapter on attributes).
+    What predicts best needn't edit best: one with a strong penalty (`l2=10`), whose weights point along the difference
+    of the means of codes with and without the attribute, follows true edits more closely (Haufe et al. 2014).
 
     Args:
-        keep: attributes whose logits the direction must not change: it is w made orthogonal to theirs, which keeps more of the
-            image as it was, and raises the attribute's own logit more slowly.
+        keep: attributes whose logits the direction must not change: it is w made orthogonal to theirs.
 
     Raises:
         ValueError: an unknown attribute; one that wasn't fitted; or one that can't be told from those to keep.
@@ -213,8 +195,8 @@ def direction(probe: LinearProbe, attribute: str, keep: Iterable[str] = ()) -> T
     keep, column = tuple(keep), probe.column(attribute)
     w, others = probe.weight[column].cpu().double(), probe.weight[[probe.column(name) for name in keep]].cpu().double()
     if not bool(w.any()):
-        count = int(probe.examples[column])
-        raise ValueError(f"attribute {attribute!r} has no direction: the probe saw {count} codes with it, which are too few, or nearly all")
+        raise ValueError(f"attribute {attribute!r} has no direction: the probe saw {int(probe.examples[column])} codes "
+                         "with it, which are too few, or nearly all")
     if attribute in keep:
         raise ValueError(f"keep holds {attribute!r}, the attribute to change")
     free = w
@@ -232,7 +214,7 @@ def edit(z: Tensor, probe: LinearProbe, attribute: str, scale: float | Tensor, k
 
     Args:
         z: [N, z_dim].
-        scale: a number or [N]; the paper uses ±0.1 … ±0.3. A normalised code has length √z_dim or so: 0.3 is a third of that.
+        scale: a number or [N], in lengths of a normalised code, √z_dim; the paper uses ±0.1 … ±0.3.
         keep: attributes to leave alone; see `direction`.
     """
     scale = torch.as_tensor(scale, dtype=z.dtype, device=z.device).reshape(-1, 1)
@@ -243,14 +225,13 @@ def edit(z: Tensor, probe: LinearProbe, attribute: str, scale: float | Tensor, k
 
 
 def counterfactual_scores(edited: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """An edit against the true one, where that is known (`data.peeps_counterfactuals`): did it change what it should, and only that?
+    """An edit against the true one, where that is known (`data.peeps_counterfactuals`); images [N, C, H, W] in [−1, 1].
 
-    Args:
-        edited, before, after: [N, C, H, W] in [−1, 1]; `after` is the truth, and each pair differs somewhere.
+    Returns inside [N]: 1 − ‖edited − after‖² / ‖before − after‖² over the pixels that the true edit changes: 1 for the
+    true edit, 0 for none. And outside [N]: mean squared error on [0, 1] from before over all other pixels.
 
-    Returns inside [N]: 1 − ‖edited − after‖² / ‖before − after‖² over the pixels that the true edit changes: 1 for the true
-    edit, 0 for none, negative for one that leads away. And outside [N]: mean squared error on [0, 1] between edited and before
-    over all other pixels: 0 for an edit that touches nothing else.
+    Raises:
+        ValueError: unequal shapes, or a pair before and after that are alike.
     """
     if not edited.shape == before.shape == after.shape or edited.ndim != 4:
         shapes = [list(x.shape) for x in (edited, before, after)]
@@ -267,17 +248,6 @@ def counterfactual_scores(edited: Tensor, before: Tensor, after: Tensor) -> tupl
 
 
 def encode_all(autoencoder: Autoencoder, images, batch_size: int = 250, progress: bool = False) -> Tensor:
-    """Codes [N, z_dim] of any number of images, batch by batch, on the CPU; not normalised. `encode_labelled` gives their labels, too.
-
-    Args:
-        images: [N, C, H, W] uint8 or float in the model's range, or a data set of images or of (image, label). Images that can't be
-            read are left out: then there are fewer codes than images.
-    """
-    return encode_labelled(autoencoder, images, batch_size, progress)[0]
-
-
-def encode_labelled(autoencoder: Autoencoder, data, batch_size: int = 250, progress: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Codes as of `encode_all`, and the labels int64 [N] or [N, A] of the same images; None: the data set has none."""
-    as_they_are = LatentStats(torch.zeros(autoencoder.z_dim), torch.ones(autoencoder.z_dim))
-    tensors = latent_codes(autoencoder, data, batch_size, stats=as_they_are, progress=progress)[0].tensors
-    return tensors[0], tensors[1].long() if len(tensors) > 1 else None
+    """Codes [N, z_dim] of images [N, C, H, W], uint8 or float in the model's range, or of a data set; see
+    `encode_labelled`."""
+    return encode_labelled(autoencoder, images, batch_size, progress=progress)[0]

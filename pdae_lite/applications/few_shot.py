@@ -1,9 +1,7 @@
-"""Few-shot conditional generation (Section 4.6, Tab. 3): a classifier of codes from some labels, and codes that it accepts.
-
-A latent DPM draws codes of all kinds. A classifier that a handful of labels taught which codes are of the wanted kind turns it
-into a conditional generator: draw, look, keep or throw away. Nothing is trained but a linear probe.
-"""
+"""Few-shot conditional generation (Section 4.6, Tab. 3): a latent DPM draws codes of all kinds, and a linear probe that
+a handful of labels taught says which to keep."""
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +17,8 @@ BINARY_L2, PU_L2 = 1e-2, 1e-4  # penalties on weights; from so few labels cross-
 
 @dataclass(frozen=True, eq=False)
 class FewShot:
-    """A classifier of codes: p(y = 1 | z) = min(1, σ(logit) / c).
-
-    `probe` tells labelled codes from the others. `c` is the share of the wanted kind that was labelled: 1 where all labels are
-    known (`fit_binary`), estimated where only some positives are (`fit_pu`).
-    """
+    """A classifier of codes: p(y = 1 | z) = min(1, σ(logit) / c). `probe` tells labelled codes from the others; c is
+    the share of the wanted kind that was labelled: 1, or estimated where only some positives are known (`fit_pu`)."""
 
     probe: LinearProbe
     c: float = 1.0
@@ -37,26 +32,21 @@ class FewShot:
 
 
 def fit_binary(positive: Tensor, negative: Tensor, l2: float | None = BINARY_L2) -> FewShot:
-    """A classifier from codes of both kinds, [P, z_dim] and [M, z_dim], 5 or more of each.
-
-    It learns the shares that it is shown: from 50 + 50 labels, that every second code is positive. `with_prior` corrects that.
-
-    Args:
-        l2: as in `LinearProbe.fit`; None: by cross-validation.
-    """
+    """A classifier from codes of both kinds, [P, z_dim] and [M, z_dim], 5 or more of each; `l2` as in
+    `LinearProbe.fit`. It learns the shares that it is shown, which `with_prior` corrects."""
     return FewShot(_probe(positive, negative, "negative", l2))
 
 
 def fit_pu(positive: Tensor, unlabelled: Tensor, l2: float | None = PU_L2) -> FewShot:
     """A classifier from positive and unlabelled codes (Elkan & Noto 2008).
 
-    Labelled or not, s, is what can be learned: g(z) = p(s = 1 | z). If positives were picked for labelling blindly, with
-    probability c whatever their z, then g(z) = c · p(y = 1 | z). c is the mean of g over labelled codes that it wasn't fitted on
-    (five folds), which is exact where the kinds don't overlap and too small, so that p is too large, where they do.
+    Labelled or not, s, is what can be learned: g(z) = p(s = 1 | z). If positives were picked for labelling with
+    probability c whatever their z, then g(z) = c · p(y = 1 | z). c is the mean of g over labelled codes that it wasn't
+    fitted on (five folds), which is exact where the kinds don't overlap, and too small where they do.
 
     Args:
         positive: labelled codes [P, z_dim], at least 10.
-        unlabelled: codes of both kinds, [U, z_dim], those of the wanted kind among them unlabelled positives.
+        unlabelled: codes of both kinds, [U, z_dim].
     """
     if len(positive) < 2 * FEWEST:
         raise ValueError(f"{len(positive)} positive codes; want at least {2 * FEWEST}")
@@ -70,10 +60,8 @@ def fit_pu(positive: Tensor, unlabelled: Tensor, l2: float | None = PU_L2) -> Fe
 
 
 def with_prior(p: Tensor, prior: float, trained_on: float = 0.5) -> Tensor:
-    """Probabilities [N] of a classifier that saw a share `trained_on` of positives, where their true share is `prior`.
-
-    By Bayes' rule the odds are multiplied by prior/(1 − prior) · (1 − trained_on)/trained_on.
-    """
+    """Probabilities [N] of a classifier that saw a share `trained_on` of positives, where their true share is `prior`:
+    the odds times prior/(1 − prior) · (1 − trained_on)/trained_on."""
     for name, value in (("prior", prior), ("trained_on", trained_on)):
         if not 0 < value < 1:
             raise ValueError(f"{name}={value}; want a share between 0 and 1")
@@ -81,12 +69,10 @@ def with_prior(p: Tensor, prior: float, trained_on: float = 0.5) -> Tensor:
     return yes / (yes + no)
 
 
-def accept(p: Tensor, rule: str = "threshold", threshold: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
-    """Which of codes with probabilities p [N] to keep: bool [N].
-
-    "threshold": those with p > threshold, which prefers typical ones. "sample": each with probability p, so that what is kept is
-    distributed like p(z | y) if p is right.
-    """
+def accept(p: Tensor, rule: str = "threshold", threshold: float = 0.5,
+           generator: torch.Generator | None = None) -> Tensor:
+    """Which of codes with probabilities p [N] to keep: bool [N]. "threshold": those with p > threshold, typical ones.
+    "sample": each with probability p, so that what is kept is distributed like p(z | y) if p is right."""
     if rule not in RULES:
         raise ValueError(f"rule {rule!r}; want 'threshold' or 'sample'")
     if rule == "threshold":
@@ -94,26 +80,20 @@ def accept(p: Tensor, rule: str = "threshold", threshold: float = 0.5, generator
     return torch.rand(len(p), generator=generator).to(p) < p
 
 
-@dataclass(frozen=True, eq=False)
-class Accepted:
+class Accepted(NamedTuple):
     """Codes z [n, z_dim], and the share of the drawn ones that were accepted, with its interval."""
 
     z: Tensor
     rate: Estimate
 
 
-def sample_codes(latent: LatentDPM, classifier: FewShot, n: int, wanted: int = 1, rule: str = "threshold", threshold: float = 0.5,
-                 most: int = 10_000, steps: int = 100, generator: torch.Generator | None = None, batch_size: int = 500) -> Accepted:
-    """n codes of a kind, by rejection: the latent DPM draws, the classifier keeps some.
-
-    Args:
-        wanted: 1, the labelled kind, or 0.
-        rule, threshold: see `accept`.
-        most: codes to draw before giving up.
-        steps: of the latent DPM.
+def sample_codes(latent: LatentDPM, classifier: FewShot, n: int, wanted: int = 1, rule: str = "threshold",
+                 threshold: float = 0.5, most: int = 10_000, steps: int = 100, generator: torch.Generator | None = None,
+                 batch_size: int = 500) -> Accepted:
+    """n codes of the labelled kind, or the other (`wanted` 0): the latent DPM draws, the classifier `accept`s some.
 
     Raises:
-        ValueError: none of `most` codes was accepted, or fewer than n.
+        ValueError: fewer than n of `most` codes were accepted.
     """
     if n < 1 or most < 1:
         raise ValueError(f"n={n}, most={most}; want at least 1 of both")
@@ -129,8 +109,8 @@ def sample_codes(latent: LatentDPM, classifier: FewShot, n: int, wanted: int = 1
     if len(z) < n:
         found = "none" if not len(z) else f"only {len(z)} of the {n} wanted"
         at = f", threshold {threshold:g}" if rule == "threshold" else ""
-        raise ValueError(f"{found} of {len(hits):,} codes accepted (highest probability {best:.2g}{at}); lower the threshold, draw more, "
-                         "or give more labels")
+        raise ValueError(f"{found} of {len(hits):,} codes accepted (highest probability {best:.2g}{at}); lower the "
+                         "threshold, draw more, or give more labels")
     return Accepted(z[:n], proportion(torch.tensor(hits)))
 
 

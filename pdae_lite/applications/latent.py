@@ -1,8 +1,6 @@
 """The latent DPM: a diffusion model of codes z, which turns an autoencoder of images into a generator.
 
-Codes are normalised by the mean and standard deviation of the training set's before the DPM sees them; both belong to the
-model, because without them its samples are no codes.
-"""
+Codes are normalised by the mean and standard deviation of the training set's, which belong to the model."""
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -14,22 +12,19 @@ from ..autoencoder import SAMPLERS, Autoencoder, check_sampler
 from ..checkpoint import Saved
 from ..counter_rng import PerSample
 from ..data.builtin import to_float
-from ..data.items import in_batches
+from ..data.latents import encoded
 from ..losses import dpm_loss, latent_loss
-from ..networks.blocks import check_range, timestep_embedding
+from ..networks.blocks import brief, check_range, timestep_embedding
 from ..pdae import PDAE
-from ..progress import progress_bar
 from ..sampling import randn
 from ..schedule import NoiseSchedule
 
-CONSTANT = 1e-6  # a dimension whose standard deviation is below this share of the codes' size is rounding, not variation
+CONSTANT = 1e-6  # a standard deviation below this share of the codes' size is rounding, not variation
 
 
 class LatentStats(nn.Module):
-    """Mean and standard deviation of codes, per dimension; buffers, so that they are saved with the model that holds them.
-
-    A dimension that doesn't vary has std 0: it is normalised to about 0, and denormalised to its mean exactly.
-    """
+    """Mean and standard deviation of codes, [z_dim] each, as buffers. A dimension that doesn't vary has std 0: it is
+    normalised to about 0, and denormalised to its mean exactly."""
 
     def __init__(self, mean, std):
         super().__init__()
@@ -40,6 +35,12 @@ class LatentStats(nn.Module):
             raise ValueError("mean or std holds NaN, an infinite value or a negative std")
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        self.z_dim = len(mean)
+
+    @classmethod
+    def none(cls, z_dim: int) -> "LatentStats":
+        """Those that change nothing."""
+        return cls(torch.zeros(z_dim), torch.ones(z_dim))
 
     @classmethod
     def of(cls, z: Tensor) -> "LatentStats":
@@ -52,11 +53,6 @@ class LatentStats(nn.Module):
             raise ValueError("z holds NaN or infinite values")
         size = torch.maximum(mean.abs(), std.max())
         return cls(mean, torch.where(std > CONSTANT * size, std, 0.0))
-
-    @property
-    def z_dim(self) -> int:
-        """Width of z."""
-        return len(self.mean)
 
     def normalise(self, z: Tensor) -> Tensor:
         """Codes [N, z_dim] to mean 0 and standard deviation 1."""
@@ -74,10 +70,8 @@ class LatentStats(nn.Module):
 class LatentConfig:
     """Shape of the network, and what it minimises. The defaults are the paper's: 54 million parameters.
 
-    `layers` counts all, the last one too. `loss`: "l1", mean absolute error, the paper's; or "l2", mean squared error. The
-    first learns the median of ε given z_t where samplers want the mean: if codes form clusters, some of them come up too
-    rarely, and longer training doesn't mend that.
-    """
+    `layers` counts all, the last one too. `loss`: "l1", mean absolute error, the paper's; or "l2", mean squared error.
+    The first learns the median of ε given z_t where samplers want the mean: some clusters come up too rarely."""
 
     z_dim: int = 512
     layers: int = 10
@@ -97,35 +91,26 @@ class LatentConfig:
 
 
 class LatentLayer(nn.Module):
-    """SiLU(LayerNorm((1 + c(t)) · Wh)), with c(t) a linear projection of SiLU(time embedding). Names are the release's."""
+    """SiLU(LayerNorm((1 + c(t)) · Wh)), c(t) a linear projection of SiLU(time embedding); the last one is Wh alone."""
 
-    def __init__(self, in_channels: int, config: LatentConfig):
+    def __init__(self, in_channels: int, config: LatentConfig, last: bool = False):
         super().__init__()
-        self.linear = nn.Linear(in_channels, config.width)
-        self.cond_layers = nn.Sequential(nn.SiLU(), nn.Linear(config.z_dim, config.width))
-        self.norm = nn.LayerNorm(config.width)
-        self.out = nn.Sequential(nn.SiLU(), nn.Dropout(config.dropout))
+        self.last = last
+        self.linear = nn.Linear(in_channels, config.z_dim if last else config.width)
+        if not last:
+            self.cond_layers = nn.Sequential(nn.SiLU(), nn.Linear(config.z_dim, config.width))
+            self.norm = nn.LayerNorm(config.width)
+            self.out = nn.Sequential(nn.SiLU(), nn.Dropout(config.dropout))
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        return self.out(self.norm(self.linear(h) * (1 + self.cond_layers(emb))))
-
-
-class LastLayer(nn.Module):
-    """A plain linear layer; what it is told about time it ignores."""
-
-    def __init__(self, in_channels: int, config: LatentConfig):
-        super().__init__()
-        self.linear = nn.Linear(in_channels, config.z_dim)
-
-    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        return self.linear(h)
+        h = self.linear(h)
+        return h if self.last else self.out(self.norm(h * (1 + self.cond_layers(emb))))
 
 
 class LatentDPM(Saved):
     """A noise predictor of *normalised* codes, (z_t, t) -> ε [N, z_dim]: an MLP that sees z_t again in every layer.
 
-    It is a denoiser like any other: ``sampling.ddim(latent, z_T, latent.schedule)`` samples. `sample` does that on a finer grid, and
-    denormalises.
+    It is a denoiser like any other, which samplers take; `sample` denormalises, too.
 
     Args:
         config: a `LatentConfig`.
@@ -138,18 +123,18 @@ class LatentDPM(Saved):
 
     def __init__(self, config: LatentConfig, schedule: NoiseSchedule | None = None, stats: LatentStats | None = None):
         super().__init__()
-        self.config = config
+        self.config, self.z_dim = config, config.z_dim
         self.schedule = NoiseSchedule.constant() if schedule is None else schedule
-        self.stats = LatentStats(torch.zeros(config.z_dim), torch.ones(config.z_dim)) if stats is None else stats
+        self.stats = LatentStats.none(config.z_dim) if stats is None else stats
         if self.stats.z_dim != config.z_dim:
             raise ValueError(f"stats are of codes with z_dim={self.stats.z_dim}, config says z_dim={config.z_dim}")
-        self.time_embed = nn.Sequential(nn.Linear(config.time_channels, config.z_dim), nn.SiLU(), nn.Linear(config.z_dim, config.z_dim))
-        seen = config.width + config.z_dim
-        self.layers = nn.ModuleList([LatentLayer(config.z_dim, config), *(LatentLayer(seen, config) for _ in range(config.layers - 2)),
-                                     LastLayer(seen, config)])
+        self.time_embed = nn.Sequential(nn.Linear(config.time_channels, config.z_dim), nn.SiLU(),
+                                        nn.Linear(config.z_dim, config.z_dim))
+        seen = [config.z_dim] + (config.layers - 1) * [config.width + config.z_dim]
+        self.layers = nn.ModuleList(LatentLayer(n, config, last=i == len(seen) - 1) for i, n in enumerate(seen))
 
     def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
-        """ε [N, z_dim] from normalised noisy codes z_t [N, z_dim] and t int64 [N]; computed in the weights' precision."""
+        """ε [N, z_dim] from normalised noisy codes z_t [N, z_dim] and t."""
         _check_codes(z_t, "z_t", self.z_dim)
         self.schedule.check_t(t)
         emb = self.time_embed(timestep_embedding(t, self.config.time_channels, self.time_embed[0].weight))
@@ -159,27 +144,15 @@ class LatentDPM(Saved):
             h = layer(torch.cat([h, z], 1), emb)
         return h.to(z_t.dtype)
 
-    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None, schedule: NoiseSchedule, weight) -> Tensor:
-        """What `train` minimises: `losses.latent_loss`, or `dpm_loss` for "l2"; x_0 [N, z_dim] are normalised codes, as
-        `latent_codes` makes them."""
+    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y, schedule, weight) -> Tensor:
+        """What `train` minimises: `losses.latent_loss`, or `dpm_loss` for "l2", of normalised codes x_0 [N, z_dim]."""
         loss = latent_loss if self.config.loss == "l1" else dpm_loss
         return loss(self, x_0, t, eps, schedule, weight)
 
-    @property
-    def z_dim(self) -> int:
-        """Width of z."""
-        return self.config.z_dim
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
-
-    # ---- sampling ---------------------------------------------------------------------------------------------------
-
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Gaussian z_T [n, z_dim], float32 (float64 for a float64 model); see `sampling.randn`."""
-        return randn((n, self.z_dim), self.device, generator).to(torch.promote_types(torch.float32, self.time_embed[0].weight.dtype))
+        dtype = torch.promote_types(torch.float32, self.time_embed[0].weight.dtype)
+        return randn((n, self.z_dim), self.device, generator).to(dtype)
 
     @torch.no_grad()
     def sample(self, n: int | None = None, steps: int = 100, z_T: Tensor | None = None, sampler: str = "ddim",
@@ -191,8 +164,8 @@ class LatentDPM(Saved):
             steps: network evaluations, 1 … T.
             z_T: the noise to begin with; None draws it.
             sampler: "ddim", "ddpm" or "dpm_solver".
-            grid: see `sampling.time_grid`. With the paper's β, the last of 100 uniform steps leads from noise of 0.28 standard
-                deviations to none, and flattens what varies less than that; 100 quadratic steps are as good as all 1000.
+            grid: see `sampling.time_grid`. With the paper's β, the last of 100 uniform steps would start from noise of
+                0.28 standard deviations; 100 quadratic steps are as good as all 1000.
             options: passed to the sampler (`eta`, `progress`, `callback`).
         """
         check_sampler(sampler)
@@ -202,9 +175,8 @@ class LatentDPM(Saved):
             z_T = self.noise(n, generator)
         elif n not in (None, len(z_T)):
             raise ValueError(f"n={n}, but z_T holds {len(z_T)} codes")
-        return self.stats.denormalise(SAMPLERS[sampler](self, z_T, self.schedule, steps, grid=grid, generator=generator, **options))
-
-    # ---- files ------------------------------------------------------------------------------------------------------
+        z = SAMPLERS[sampler](self, z_T, self.schedule, steps, grid=grid, generator=generator, **options)
+        return self.stats.denormalise(z)
 
     def to_config(self) -> dict:
         return {"network": asdict(self.config), "schedule": self.schedule.to_config()}
@@ -214,56 +186,55 @@ class LatentDPM(Saved):
         return cls(LatentConfig(**config["network"]), NoiseSchedule.from_config(config["schedule"]))
 
 
-# ---- with an autoencoder ----------------------------------------------------------------------------------------------
+# ---- with an autoencoder --------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def latent_codes(autoencoder: Autoencoder, data, batch_size: int = 256, flip: bool = False, stats: LatentStats | None = None,
-                 progress: bool = False) -> tuple[TensorDataset, LatentStats]:
-    """The normalised codes of a data set, ready for ``train(latent, codes)``, and the statistics to give to the `LatentDPM`.
+def encode_labelled(autoencoder: Autoencoder, data, batch_size: int = 250, flip: bool = False,
+                    progress: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Codes [N, z_dim] of a data set of images or of (image, label), in its order, not normalised, on the CPU; and the
+    labels int64 [N] or [N, A] of the same images, if there are any. Images that can't be read are left out.
 
     Args:
         autoencoder: a `PDAE` or a `DiffAE` with an encoder of images.
-        data: a data set of images, or of (image, label): uint8, or float in the autoencoder's range.
-        flip: the codes of mirrored images too, after all others: what an encoder trained with flips also gives.
-        stats: normalise with these (those of the training set, for held-out data); None: with the codes' own.
-
-    Returns a TensorDataset of codes [N, z_dim], in the order of the data, with their labels if there are any, on the CPU. Images that
-    can't be read are left out, label and all.
+        data: uint8, or float in the autoencoder's range.
+        flip: the codes of mirrored images too, after all others.
     """
     if getattr(autoencoder.encoder, "takes_labels", False):
         raise ValueError("the autoencoder embeds labels; want one that encodes images")
-    if len(data) < 1:
-        raise ValueError("data is empty; want at least one image")
-    codes, mirrored, labels = [], [], []
-    with progress_bar(total=len(data), desc="encode", show=progress) as bar:
-        for index, x, y in in_batches(data, batch_size):
-            check_range(x, autoencoder.image_range, "data")
-            x = to_float(x.to(autoencoder.device))
-            codes.append(autoencoder.encode(x).cpu())
-            if flip:
-                mirrored.append(autoencoder.encode(x.flip(-1)).cpu())
-            labels += [] if y is None else [y]
-            bar.update(len(index))
-    z = torch.cat(codes + mirrored).float()
+
+    def encode(images: Tensor) -> Tensor:
+        check_range(images, autoencoder.image_range, "data")
+        return autoencoder.encode(to_float(images)).float()
+
+    z, labels = encoded(encode, data, autoencoder.device, batch_size, flip, progress)
+    return z, None if labels is None else labels.long()
+
+
+def latent_codes(autoencoder: Autoencoder, data, batch_size: int = 256, flip: bool = False,
+                 stats: LatentStats | None = None, progress: bool = False) -> tuple[TensorDataset, LatentStats]:
+    """The normalised codes of a data set with their labels, ready for ``train(latent, codes)``, and the statistics to
+    give to the `LatentDPM`. Arguments as for `encode_labelled`; `stats`: of others to normalise with."""
+    z, labels = encode_labelled(autoencoder, data, batch_size, flip, progress)
     stats = LatentStats.of(z) if stats is None else stats
-    return TensorDataset(stats.normalise(z), *([torch.cat(labels * (2 if flip else 1))] if labels else [])), stats
+    return TensorDataset(stats.normalise(z), *([] if labels is None else [labels])), stats
 
 
 @torch.no_grad()
 def sample_images(autoencoder: Autoencoder, latent: LatentDPM, n: int, steps: int = 100, latent_steps: int = 100,
-                  off_last: float | None = None, generator: torch.Generator | None = None, batch_size: int = 256, **options) -> Tensor:
+                  off_last: float | None = None, generator: torch.Generator | None = None, batch_size: int = 256,
+                  **options) -> Tensor:
     """New images [n, C, H, W]: z from the latent DPM, then `autoencoder.decode` from fresh noise (the paper's Table 2).
 
     Args:
         steps, latent_steps: network evaluations for the images, and for the codes.
-        off_last: the last share of the steps that a PDAE leaves to the plain DPM, which draws details without the code's
-            help; None: the paper's 0.3. A Diff-AE has no plain DPM inside, and takes None only.
-        batch_size: images decoded at once; it changes none of them, as each has noise of its own.
+        off_last: the last share of the steps that a PDAE leaves to the plain DPM; None: the paper's 0.3. A Diff-AE has
+            no plain DPM inside, and takes None only.
+        batch_size: images decoded at once; it changes none of them.
         options: passed to `decode` (`sampler`, `scale`, `eta`, …).
     """
     if latent.z_dim != autoencoder.z_dim:
-        raise ValueError(f"the latent DPM samples codes with z_dim={latent.z_dim}, the autoencoder decodes z_dim={autoencoder.z_dim}")
+        raise ValueError(f"the latent DPM samples codes with z_dim={latent.z_dim}, the autoencoder decodes "
+                         f"z_dim={autoencoder.z_dim}")
     if isinstance(autoencoder, PDAE):
         options["off_last"] = 0.3 if off_last is None else off_last
     elif off_last is not None:
@@ -277,6 +248,5 @@ def sample_images(autoencoder: Autoencoder, latent: LatentDPM, n: int, steps: in
 
 
 def _check_codes(z: Tensor, name: str, z_dim: int | None = None) -> None:
-    if not torch.is_tensor(z) or not z.is_floating_point() or z.ndim != 2 or len(z) < 1 or z_dim not in (None, z.shape[1]):
-        came = f"{str(z.dtype).removeprefix('torch.')} {list(z.shape)}" if torch.is_tensor(z) else type(z).__name__
-        raise ValueError(f"{name} is {came}; want float [N, {'z_dim' if z_dim is None else z_dim}]")
+    if not (torch.is_tensor(z) and z.is_floating_point() and z.ndim == 2 and len(z) and z_dim in (None, z.shape[1])):
+        raise ValueError(f"{name} is {brief(z)}; want float [N, {'z_dim' if z_dim is None else z_dim}]")

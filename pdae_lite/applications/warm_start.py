@@ -10,7 +10,7 @@ from ..training import TrainConfig, train
 
 
 class PlainAutoencoder(nn.Module):
-    """A semantic encoder and a mirror image of it, trained to rebuild images in mean square. Call: x_0 -> its reconstruction."""
+    """A semantic encoder and a mirror image of it, trained to rebuild images. Call: x_0 -> its reconstruction."""
 
     default_weight = "simple"
 
@@ -33,8 +33,8 @@ class PlainAutoencoder(nn.Module):
 
 def warm_encoder(encoder: SemanticEncoder, data, images: int, config: TrainConfig, out: str | Path | None = None,
                  progress: bool = True) -> SemanticEncoder:
-    """The encoder, trained for so many images as part of a plain autoencoder: z is then worth listening to from the first step
-    on, where a random encoder's must be learned along.
+    """The encoder, trained for so many images as part of a plain autoencoder: z is then worth listening to from the
+    first step on, where a random encoder's must be learned along.
 
     Args:
         config: of the run that follows: its batch size, learning rate, flips and seed are taken.

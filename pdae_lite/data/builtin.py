@@ -41,8 +41,7 @@ def to_uint8(images: Tensor) -> Tensor:
 def digits(split: str = "train") -> Images:
     """5,000 handwritten MNIST digits, 500 of each class, 28×28 padded to 1×32×32: "train" (4,500) or "test" (500).
 
-    The card `assets/digits.md` says where they come from and how the split is made. MNIST is CC BY-SA 3.0.
-    """
+    The card `assets/digits.md` says where they come from and how the split is made. MNIST is CC BY-SA 3.0."""
     arrays = load_arrays("digits.npz.xz")
     images, labels, is_test = arrays["images"], arrays["labels"], arrays["is_test"]
     if split not in ("train", "test"):
@@ -56,11 +55,8 @@ EDITS = ("glasses", "sunglasses", "facial_hair", "mask", "smile", "hat")
 
 
 class Faces(Images):
-    """Images with many binary labels and a pose.
-
-    `labels` int64 [N, A], 0 or 1, a column for each name in `attributes`. `pose` float32 [N, 5]: rotation in degrees, shift
-    right and down in % of the side, scale, 1 if mirrored.
-    """
+    """Images with binary labels int64 [N, A], a column for each name in `attributes`, and a `pose` float32 [N, 5]:
+    rotation in degrees, shift right and down in % of the side, scale, 1 if mirrored."""
 
     def __init__(self, images: Tensor, labels: Tensor, attributes: tuple[str, ...], pose: Tensor):
         super().__init__(images, labels)
@@ -75,10 +71,9 @@ class Faces(Images):
 
 def peeps(split: str = "train", size: int = 64) -> Faces:
     """12,000 drawn faces, 3×64×64, with exact attributes and pose: "train" (10,500), "valid" (500) or "test" (1,000).
-
-    Open Peeps by Pablo Stanley, CC0 1.0; the card `assets/peeps.md` says how they are made and what the attributes mean.
     `size` 32, 16, … gives the means of 2×2, 4×4, … pixels.
-    """
+
+    Open Peeps by Pablo Stanley, CC0 1.0; the card `assets/peeps.md` says how they are made."""
     if split not in ("train", "valid", "test"):
         raise ValueError(f"split {split!r}; want 'train', 'valid' or 'test'")
     arrays = load_arrays(f"peeps_{split}.npz.xz")
@@ -87,11 +82,10 @@ def peeps(split: str = "train", size: int = 64) -> Faces:
 
 
 def peeps_counterfactuals(edit: str, size: int = 64) -> tuple[Tensor, Tensor]:
-    """Test faces before and after a true edit: two uint8 [200, 3, size, size]; nothing but the edited thing is drawn anew.
+    """Test faces before and after a true edit: two uint8 [200, 3, size, size]; all else is as it was.
 
-    `edit` is one of `EDITS`. Before "smile" the mouth is sad, before "hat" the hair is short; before the others the face
-    is the test image as it is, which lacks the attribute.
-    """
+    `edit` is one of `EDITS`. Before "smile" the mouth is sad, before "hat" the hair is short; before the others the
+    face is the test image as it is, which lacks the attribute."""
     if edit not in EDITS:
         raise ValueError(f"edit {edit!r}; want one of {', '.join(EDITS)}")
     faces, pairs = load_arrays("peeps_test.npz.xz")["images"], load_arrays("peeps_edits.npz.xz")
@@ -100,8 +94,7 @@ def peeps_counterfactuals(edit: str, size: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def shipped_images(name: str, split: str = "train", size: int | None = None) -> Images:
-    """The data set "digits" or "peeps" by its name. `size`: the side that a model takes; peeps are shrunk to it if it divides
-    64, and are 64×64 otherwise."""
+    """The data set "digits" or "peeps" by its name. `size`: of peeps, which are shrunk to it if it divides 64."""
     if name == "digits":
         return digits(split)
     if name != "peeps":
@@ -115,8 +108,8 @@ def shrunk(images: Tensor, size: int) -> Tensor:
     if size < 1 or side % size:
         raise ValueError(f"size {size} of peeps; want {side} or what divides it: 32, 16, …")
     k = side // size
-    return images if k == 1 else torch.cat([(torch.nn.functional.avg_pool2d(part.float(), k)).round().to(torch.uint8)
-                                            for part in images.split(1000)])
+    pool = torch.nn.functional.avg_pool2d
+    return images if k == 1 else torch.cat([pool(x.float(), k).round().to(torch.uint8) for x in images.split(1000)])
 
 
 def _planes(images: np.ndarray) -> Tensor:

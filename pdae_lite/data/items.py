@@ -1,7 +1,8 @@
-"""Reading any data set, item by item. What can't be read is left out, label and all, and told once; nothing stands in for it."""
+"""Reading any data set, item by item. What can't be read is left out, label and all, and told once."""
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -32,12 +33,12 @@ class LeftOut:
         if new:
             self.told = len(self.reasons)
             more = f"; and {len(new) - NAMED} more" if len(new) > NAMED else ""
-            warnings.warn(f"{self.told} of {self.total} images can't be read and are left out: {'; '.join(new[:NAMED])}{more}",
-                          PDAEWarning, stacklevel=3)
+            warnings.warn(f"{self.told} of {self.total} images can't be read and are left out: "
+                          f"{'; '.join(new[:NAMED])}{more}", PDAEWarning, stacklevel=3)
 
 
 def item(data, i: int) -> tuple[Tensor, object]:
-    """(image, label) of item i. An image without a label of its own takes that of the data set's `labels`, if there are any."""
+    """(image, label) of item i. An image without a label of its own takes that of the data set's `labels`, if any."""
     found = data[i]
     image, label = (*found, None)[:2] if isinstance(found, (tuple, list)) else (found, None)
     labels = getattr(data, "labels", None)
@@ -72,26 +73,21 @@ def readable(data, indices: Iterable[int] | None = None) -> Iterator[tuple[int, 
 
 
 def in_batches(data, size: int, indices: Iterable[int] | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """(indices int64 [n], images [n, C, H, W], labels or None) of what can be read: `readable`, `size` at a time, the last batch
-    perhaps fewer."""
-    chunk = []
-    for found in readable(data, indices):
-        chunk.append(found)
-        if len(chunk) == size:
-            yield _stacked(chunk)
-            chunk = []
-    if chunk:
-        yield _stacked(chunk)
+    """(indices int64 [n], images [n, C, H, W], labels or None) of what can be read: `readable`, `size` at a time."""
+    found = readable(data, indices)
+    while chunk := list(islice(found, size)):
+        index, images, labels = zip(*chunk)
+        yield torch.tensor(index), *stacked(images, labels)
 
 
-def _stacked(chunk: list) -> tuple[Tensor, Tensor, Tensor | None]:
-    index, images, labels = zip(*chunk)
+def stacked(images: Sequence, labels: Sequence) -> tuple[Tensor, Tensor | None]:
+    """Images [n, C, H, W] of items, and their labels, if they have any."""
     y = None if labels[0] is None else torch.stack([torch.as_tensor(label) for label in labels])
-    return torch.tensor(index), torch.stack(images), y
+    return torch.stack([torch.as_tensor(x) for x in images]), y
 
 
 def fingerprint(data) -> str | None:
-    """SHA-256 of what a data set of files is made of: names and sizes, and which of their values are black and white. None: the
+    """SHA-256 of what a data set of files is made of: names and sizes, and which values are black and white. None: the
     images are in memory, or another's class reads them."""
     own = getattr(data, "fingerprint", None)
     if own is None and isinstance(data, Subset) and (whole := fingerprint(data.dataset)) is not None:

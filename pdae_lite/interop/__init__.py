@@ -1,7 +1,6 @@
 """Other people's models in: diffusers' networks, pipelines and schedulers (`diffusers_files`), their codecs (`codec`)
 and other paths than ours (`paths`); U-Nets of guided-diffusion and improved-diffusion (`adm`); the releases of PDAE's
-authors (`pdae_release`) and of Diff-AE's (`diffae_release`).
-"""
+authors (`pdae_release`) and of Diff-AE's (`diffae_release`)."""
 from .adm import load_adm
 from .codec import codec_from_diffusers
 from .diffae_release import load_released_diffae, load_released_diffae_dpm, stochastic_code

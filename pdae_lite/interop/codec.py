@@ -16,11 +16,9 @@ KINDS = ("AutoencoderKL", "VQModel")
 
 class Codec(Saved):
     """x_0 = (h − m)·scale/s of a latent h: the mode of an `AutoencoderKL`'s posterior, or a `VQModel`'s latent before
-    quantisation, which decoding does. m and s are its config's `latents_mean` and `latents_std`, or its `shift_factor`
-    and 1.
+    quantisation. m and s are its config's `latents_mean` and `latents_std`, or its `shift_factor` and 1.
 
-    It computes in its weights' precision; where its config says `force_upcast`, in float32, whatever it is cast to
-    (SDXL's overflows in float16). It is frozen, and in eval mode.
+    It is frozen, in eval mode, and computes in its weights' precision; in float32 where its config says `force_upcast`.
     """
 
     def __init__(self, codec: nn.Module):

@@ -1,6 +1,5 @@
 """diffusers' networks as DPMs, each cut in two, and estimators made of copies of its upper half. They walk the
-network's own modules, so ε is the network's, bit for bit. Where each kind is cut, and how z enters, is a file of its
-own (`CUTS`).
+network's own modules, so ε is the network's, bit for bit. Where each is cut, and how z enters, are files of their own.
 """
 import copy
 import json
@@ -32,8 +31,7 @@ REFUSED = {"Flux": "Flux, whose guidance is distilled into it", "ControlNet": "a
 
 @dataclass(frozen=True)
 class DiffusersConfig:
-    """What the rest of the library asks of a network's configuration. `image_size`: one number, or (height, width), or
-    None, for a model that doesn't say; `network`: the arguments of its class."""
+    """`network`: the arguments of its class. `image_size`: a number, (height, width), or None: it doesn't say."""
 
     network: dict
     in_channels: int
@@ -106,8 +104,6 @@ class DiffusersDPM(NoisePredictor):
         """A copy of this network's head that knows z: it predicts what that predicts, until it is trained."""
         return DiffusersEstimator(self.unet, z_dim)
 
-    # ---- files ----------------------------------------------------------------------------------------------------
-
     def to_config(self) -> dict:
         kind = {} if type(self.unet).__name__ == "UNet2DModel" else {"kind": type(self.unet).__name__}
         values = {name: getattr(self, name) for name in self.constants}
@@ -129,13 +125,11 @@ class DiffusersDPM(NoisePredictor):
 
 class DiffusersEstimator(nn.Module):
     """Copies of a diffusers network's upper half, with z in every block. Call: features of the trunk, z [N, z_dim] ->
-    [N, C, H, W].
+    [N, C, H, W]. Weights are float32 or better, whatever the network's.
 
     `form`: "difference" copies the output layer, too, and z's projections start at zero, so that it predicts at first
     what the network's own head predicts. "paper" starts the output at zero, so that G = 0 at first, and the projections
-    at random: to start them at zero, too, delays learning. `init`: "dpm" copies the network's weights, "random" its
-    shapes alone. Weights are float32 or better, whatever the network's.
-    """
+    at random: zero would delay learning. `init`: "dpm" copies the network's weights, "random" its shapes alone."""
 
     def __init__(self, network: nn.Module, z_dim: int, init: str = "dpm", form: str = "difference"):
         super().__init__()
@@ -183,11 +177,7 @@ class DiffusersEstimator(nn.Module):
 
 
 def cut_of(network: nn.Module):
-    """The cut for a network.
-
-    Raises:
-        ValueError: none fits; names what it is.
-    """
+    """The cut for a network, or a ValueError that names what it is: none fits."""
     kind = supported(type(network).__name__)
     CUTS[kind].check(network)
     return CUTS[kind]

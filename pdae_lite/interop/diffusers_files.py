@@ -28,23 +28,20 @@ def from_diffusers(unet_or_path, scheduler=None, *, keep: str = "value", downloa
     Args:
         unet_or_path: a `UNet2DModel`, `UNet2DConditionModel`, `DiTTransformer2DModel` or `SD3Transformer2DModel` (used
             as it is, not copied: a PDAE freezes it); the folder of a saved one; the folder of a pipeline that has one;
-            or a hub id. Of a folder with `unet` and `unet_ema`, as diffusers' training script leaves them, the average
-            is taken.
+            or a hub id. Of a folder with `unet` and `unet_ema`, the average is taken.
         scheduler: the diffusers scheduler that the model was trained with. It says the path: betas; or flow matching,
             or EDM, which become one of ours by a division (see `as_epsilon`). A model that predicts something else than
             ε is wrapped. `clip_sample` says whether the data have a range: [−clip_sample_range, clip_sample_range], or
             none; where it says nothing, images are in [−1, 1], and latents (of a pipeline with a codec, or of any
             network but `UNet2DModel`) have none. None: the pipeline's own; for a model that comes without any, the
             DDPM's: linear, 1e-4 … 0.02, T = 1000, ε, [−1, 1].
-        keep: what a file of a PDAE holds of the DPM: "value", its weights; "reference", where they were read from
-            and their SHA-256.
+        keep: what a file of a PDAE holds of the DPM: "value", its weights; "reference", where they are, and their
+            SHA-256.
         download: fetch a hub id. Otherwise it has to be in the hub's cache already.
-        prompt: of a text-conditional model; it is a constant of the DPM, encoded once by the pipeline's own text
-            encoders.
+        prompt: of a text-conditional model; a constant of the DPM, encoded once by the pipeline's text encoders.
         prompt_embeds, pooled_prompt_embeds, added_cond_kwargs: in its place, what the network is told: [1, L, D]; for
             `SD3Transformer2DModel` [1, D']; for SDXL {"text_embeds": [1, D'], "time_ids": [1, 6]}.
-        label: the class of a class-conditional model, a constant as well. None, for a `DiTTransformer2DModel`: its null
-            class.
+        label: the class of a class-conditional model, a constant as well; None, for a DiT: its null class.
 
     Raises:
         ImportError: diffusers (or, for a prompt, transformers) isn't installed.

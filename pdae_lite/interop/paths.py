@@ -1,14 +1,13 @@
 """Other Gaussian paths, x = a·x_0 + s·ε, as ours. Divided by √(a²+s²) they are variance-preserving, with ᾱ = a²/(a²+s²)
-and the same ε; so a network of flow matching or of EDM is a noise predictor behind a door: the scale of what it is
-given, what it is told of time, and its output as ε. Nothing behind the door knows of it.
-"""
+and the same ε; so a network of flow matching or of EDM is a noise predictor with another scale of what it is given,
+another time that it is told, and another output."""
 import math
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import build, describe
+from ..checkpoint import describe
 from ..networks import dpm
 from ..schedule import NoiseSchedule, expand
 
@@ -16,15 +15,15 @@ PATHS = ("flow", "edm")
 
 
 def flow_schedule(T: int = 1000, shift: float = 1.0) -> NoiseSchedule:
-    """Flow matching, x = (1−τ) x_0 + τ ε, behind the division: σ = √(1−ᾱ)/√ᾱ = τ/(1−τ), with τ = s r/(1+(s−1) r) for
-    the shift s and r = (t+1)/(T+1)."""
+    """Flow matching, x = (1−τ) x_0 + τ ε, behind the division: σ = √(1−ᾱ)/√ᾱ = τ/(1−τ), τ = s r/(1+(s−1) r), r =
+    (t+1)/(T+1)."""
     return _with_sigma([shift * r / (1 - r) for r in ((t + 1) / (T + 1) for t in range(T))])
 
 
 def edm_schedule(T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0,
                  kind: str = "karras") -> NoiseSchedule:
-    """EDM (Karras et al. 2022), x = x_0 + σ ε, behind the division: σ^{1/ρ} in equal steps ("karras"), or ln σ
-    ("exponential")."""
+    """EDM (Karras et al. 2022), x = x_0 + σ ε, behind the division: σ^{1/ρ} ("karras") or ln σ ("exponential") in equal
+    steps."""
     if not 0 < sigma_min < sigma_max or kind not in ("karras", "exponential"):
         raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}, kind {kind!r}; want 0 < sigma_min < "
                          "sigma_max, 'karras' or 'exponential'")
@@ -88,11 +87,6 @@ class OnPath(dpm.AsEpsilon):
     def to_config(self) -> dict:
         parts = {"model": describe(self.model), "schedule": self.schedule.to_config()}
         return parts | {"kind": self.prediction} | self.options
-
-    @classmethod
-    def from_config(cls, config: dict) -> "OnPath":
-        parts = {"model": build(config["model"]), "schedule": NoiseSchedule.from_config(config["schedule"])}
-        return cls(**config | parts)
 
 
 def as_epsilon(model: nn.Module, kind: str, schedule: NoiseSchedule, **options) -> nn.Module:

@@ -67,8 +67,8 @@ def load_dpm(name: str, settings: tuple[str, ...] | list[str] = (), keep: str = 
 
 
 def load_codec(name: str, keep: str = "value") -> Codec | None:
-    """The codec of the pipeline, or of the PDAE, that a reference names; None: it is of images. For after
-    `load_dpm`."""
+    """The codec of the pipeline, or of the PDAE, that a reference names; None: it is of images. For after `load_dpm`.
+    """
     kind = kind_of(name)
     if kind is None:
         return getattr(load_model(model_file(name)), "codec", None)

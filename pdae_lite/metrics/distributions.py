@@ -1,8 +1,7 @@
 """How close one set of images is to another: Fréchet and kernel distances, and their differences, with intervals.
 
 All take `Features` (see `features`), never pixels, and name the space they were measured in; figures from two spaces,
-Inception's among them, can't be compared.
-"""
+Inception's among them, can't be compared."""
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -67,8 +66,7 @@ def kid(generated: Features, real: Features) -> Estimate:
     """Kernel distance (Bińkowski et al. 2018): unbiased squared MMD with the kernel (x·y/D + 1)³. May be below 0.
 
     All pairs are used, not subsets. The interval is the jackknife's over single images; where both sets have one
-    distribution it is wider than it need be, never narrower.
-    """
+    distribution it is wider than it need be, never narrower."""
     x, y, space = together(generated, real)
     if min(len(x), len(y)) < 3:
         raise ValueError(f"{len(x)} generated and {len(y)} real images; want 3 or more of each")
@@ -112,8 +110,7 @@ def fid_difference(a: Features, b: Features, real: Features) -> Estimate:
 def class_score(logits: Tensor, space: str = "") -> Estimate:
     """exp E KL(p(y|x) ‖ p(y)), from logits [N, classes]: the Inception score's formula with a classifier of your own.
 
-    From 1 to the number of classes: high when single images are clear and all classes occur; a jackknife's interval.
-    """
+    From 1 to the number of classes: high when single images are clear and all classes occur; a jackknife's interval."""
     if logits.ndim != 2 or len(logits) < 3 or logits.shape[1] < 2:
         raise ValueError(f"logits has shape {list(logits.shape)}; want [N, classes], N ≥ 3")
     if not bool(logits.isfinite().all()):

@@ -1,8 +1,7 @@
 """Feature spaces to measure images in: small networks that ship, and the features of real images to compare with.
 
 Inception's features know photographs, not digits or drawn faces, and its weights would have to be fetched. Every result
-names the space it was measured in.
-"""
+names the space it was measured in."""
 import math
 from dataclasses import dataclass, replace
 
@@ -51,8 +50,7 @@ class FeatureNet(Saved):
 
     Two layers serve as features: "class", the penultimate activations [N, width] behind a ReLU, scaled to unit variance
     over the training images, for distances between distributions; and "shape", the last convolutional activations,
-    flattened, which still tell two images of one class apart, for the identity of single images.
-    """
+    flattened, which still tell two images of one class apart, for the identity of single images."""
 
     Config = FeatureConfig
 
@@ -104,9 +102,7 @@ class Features:
     """Features of some images, with the name of their space, so that two spaces can't be mixed up.
 
     `values` float [N, D]. `labels`: None, class numbers int64 [N], or int64 [N, A], 0 or 1, a column for each of
-    `attributes`. `stratified`: the number of images of each class was fixed, not left to chance, which `metrics.kid`
-    must know.
-    """
+    `attributes`. `stratified`: the number of images of each class was fixed, not left to chance."""
 
     values: Tensor
     space: str = "unnamed features"
@@ -193,8 +189,7 @@ def extract(net: FeatureNet, images, layer: str = "class", batch_size: int = 250
 def reference(name: str) -> Features:
     """Class features of real images that no model was trained on, with labels: what to measure generated ones against.
 
-    "peeps": 10,000 faces in none of the splits. "digits": the 500 held-out digits, too few for a Fréchet distance.
-    """
+    "peeps": 10,000 faces in none of the splits. "digits": the 500 held-out digits, too few for a Fréchet distance."""
     if name == "digits":
         return replace(extract(load("digits", kind="features"), digits("test")), stratified=True)  # 50 of each
     if name != "peeps":

@@ -14,8 +14,7 @@ class Estimate:
     """A measured value, its 95 % interval, the sample sizes it rests on, and the feature space if there is one.
 
     `a - b` is the difference of two independent estimates with an interval of its own (Zou & Donner 2008). Where both
-    share images or noise, it is too wide: take the mean of paired differences instead.
-    """
+    share images or noise, it is too wide: take the mean of paired differences instead."""
 
     value: float
     low: float

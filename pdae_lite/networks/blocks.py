@@ -10,8 +10,7 @@ from ..warning import PDAEWarning
 
 
 def timestep_embedding(t: int | Tensor, channels: int, like: Tensor, max_period: float = 10000.0) -> Tensor:
-    """Sinusoidal embedding of t, cosines, then sines: [N, channels] of t [N], one row [1, channels] of one t; where `like` is, and
-    in its dtype."""
+    """Sinusoidal embedding of t, cosines, then sines: [N, channels] of t [N], [1, channels] of one t; like `like`."""
     half = channels // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=like.device) / half)
     angles = torch.as_tensor(t, device=like.device).reshape(-1, 1).float() * frequencies
@@ -45,21 +44,23 @@ class ResBlock(nn.Module):
 
         AdaGN(h, t, z) = (1 + z_s) · ((1 + t_s) · GroupNorm(h) + t_b) + z_b
 
-    [t_s, t_b] and [z_s, z_b] are linear projections of SiLU(embedding). Without z, or without t (`emb_channels` None), its
-    scale and shift are absent; without `scale_shift` the time embedding is added to h before the normalisation instead. With
-    `z_scale_only` there is no z_b; without `out_layers` (set to None) the block ends at its first convolution: both as Diff-AE's
-    authors have it.
-    """
+    [t_s, t_b] and [z_s, z_b] are linear projections of SiLU(embedding). Without z, or without t (`emb_channels` None),
+    its scale and shift are absent; without `scale_shift` the time embedding is added to h before the normalisation.
+    With `z_scale_only` there is no z_b; without `out_layers` it ends at its first convolution, as Diff-AE's authors
+    have it."""
 
-    def __init__(self, channels: int, out_channels: int, emb_channels: int | None, dropout: float = 0.0, resample: str | None = None,
-                 scale_shift: bool = True, z_channels: int | None = None, z_scale_only: bool = False):
+    def __init__(self, channels: int, out_channels: int, emb_channels: int | None, dropout: float = 0.0,
+                 resample: str | None = None, scale_shift: bool = True, z_channels: int | None = None,
+                 z_scale_only: bool = False):
         super().__init__()
         self.resample, self.scale_shift = resample, scale_shift
         self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
         if emb_channels is not None:
-            self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, (2 if scale_shift else 1) * out_channels))
+            width = (2 if scale_shift else 1) * out_channels
+            self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, width))
         if z_channels is not None:
-            self.emb_z_layers = nn.Sequential(nn.SiLU(), nn.Linear(z_channels, (1 if z_scale_only else 2) * out_channels))
+            width = (1 if z_scale_only else 2) * out_channels
+            self.emb_z_layers = nn.Sequential(nn.SiLU(), nn.Linear(z_channels, width))
         self.z_scale_only = z_scale_only
         self.out_layers = nn.Sequential(group_norm(out_channels), nn.SiLU(), nn.Dropout(dropout),
                                         zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)))
@@ -150,9 +151,14 @@ class Stage(nn.Sequential):
         return x
 
 
+def brief(x) -> str:
+    """A tensor in a message, by its dtype and shape; anything else by its type."""
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" if torch.is_tensor(x) else type(x).__name__
+
+
 def check_images(x: Tensor, channels: int, multiple: int, name: str = "images", data_range=None) -> None:
-    """Raise a one-line ValueError unless x is a float [N, channels, H, W] with H and W divisible by `multiple`.
-    With `data_range`, values are checked too (that reads the tensor: not for inner loops)."""
+    """Raise a one-line ValueError unless x is a float [N, channels, H, W] with H and W divisible by `multiple`. With
+    `data_range`, values are checked too (that reads the tensor: not for inner loops)."""
     want = f"want float [N, {channels}, H, W] with H and W multiples of {multiple}"
     if not torch.is_tensor(x) or not x.is_floating_point():
         raise ValueError(f"{name} is {getattr(x, 'dtype', type(x).__name__)}; {want}")
@@ -162,17 +168,15 @@ def check_images(x: Tensor, channels: int, multiple: int, name: str = "images", 
         check_range(x, data_range, name)
 
 
-def check_range(x: Tensor, data_range: tuple[float, float] | None, name: str = "images", finite: bool = True, enough: int = 8) -> None:
-    """The one rule of what data may be, in training, encoding and metrics: uint8, or floats in the model's range.
+def check_range(x: Tensor, data_range: tuple[float, float] | None, name: str = "images", finite: bool = True,
+                enough: int = 8) -> None:
+    """Raise a ValueError unless x is what data may be: uint8, or floats in the model's range.
 
     Args:
         data_range: of the model; None: any floats. Values may leave it by 5 % of its width, as a bicubic resize does.
         finite: NaN and infinite values are refused, too.
-        enough: of so many images on, values in [0, 1] where the range begins below 0 give a `PDAEWarning`: most likely they are images
-            that someone forgot to scale. One image may be that bright.
-
-    Raises:
-        ValueError: another dtype, or values beyond the range.
+        enough: so many images, all in [0, 1] where the range begins below 0, give a `PDAEWarning`: most likely
+            unscaled.
     """
     if x.dtype == torch.uint8:
         return
@@ -183,21 +187,20 @@ def check_range(x: Tensor, data_range: tuple[float, float] | None, name: str = "
     low, high = (v.item() for v in torch.stack((x if finite else x.nan_to_num(nan=0, posinf=0, neginf=0)).aminmax()))
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} holds NaN or infinite values")
-    slack = 0.05 * (data_range[1] - data_range[0])
+    slack, runs = 0.05 * (data_range[1] - data_range[0]), f"{name} runs from {low:.3g} to {high:.3g}"
     if low < data_range[0] - slack or high > data_range[1] + slack:
-        raise ValueError(f"{name} runs from {low:.3g} to {high:.3g}; want values in [{data_range[0]:g}, {data_range[1]:g}]")
+        raise ValueError(f"{runs}; want values in [{data_range[0]:g}, {data_range[1]:g}]")
     if len(x) >= enough and data_range[0] < 0 <= low < high <= 1:
-        warnings.warn(f"{name} runs from {low:.3g} to {high:.3g}, nothing is negative; the model's range is [{data_range[0]:g}, "
-                      f"{data_range[1]:g}]: if 0 is black, give 2 * {name} - 1", PDAEWarning, stacklevel=3)
+        warnings.warn(f"{runs}, nothing is negative; the model's range is [{data_range[0]:g}, {data_range[1]:g}]: "
+                      f"if 0 is black, give 2 * {name} - 1", PDAEWarning, stacklevel=3)
 
 
 def check_labels(y: Tensor, num_classes: int | None = None, n: int | None = None) -> None:
-    """Raise a one-line ValueError unless y is int64 [n] in 0 … num_classes−1; None: unknown. Values are read on the CPU only:
-    reading them would make a GPU wait."""
-    want = f"want int64 [{'N' if n is None else n}]"
-    if not torch.is_tensor(y):
-        raise ValueError(f"y is {type(y).__name__}; {want}")
-    if y.dtype != torch.int64 or y.ndim != 1 or n not in (None, len(y)):
-        raise ValueError(f"y is {str(y.dtype).removeprefix('torch.')} {list(y.shape)}; {want}")
-    if num_classes is not None and y.device.type == "cpu" and len(y) and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
-        raise ValueError(f"y runs from {int(y.min())} to {int(y.max())}; want 0 … {num_classes - 1}")
+    """Raise a one-line ValueError unless y is int64 [n] in 0 … num_classes−1; None: unknown. Values are read on the CPU
+    only: reading them would make a GPU wait."""
+    if not torch.is_tensor(y) or y.dtype != torch.int64 or y.ndim != 1 or n not in (None, len(y)):
+        raise ValueError(f"y is {brief(y)}; want int64 [{'N' if n is None else n}]")
+    if num_classes is not None and y.device.type == "cpu" and len(y):
+        low, high = int(y.min()), int(y.max())
+        if not 0 <= low <= high < num_classes:
+            raise ValueError(f"y runs from {low} to {high}; want 0 … {num_classes - 1}")

@@ -1,5 +1,5 @@
 """A classifier of noisy images, p(y | x_t, t), and its gradient: what classifier guidance needs (eq. 5 and 6)."""
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -7,59 +7,43 @@ from torch import Tensor, nn
 
 from .. import counter_rng
 from ..checkpoint import Saved
+from ..losses import weighted_mean
 from ..schedule import NoiseSchedule
 from .blocks import check_images, check_labels, group_norm, timestep_embedding, zeroed
-from .unet import UNetConfig, input_blocks, middle_block
+from .unet import HalfUNetConfig, input_blocks, middle_block
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
-    """`unet`: the U-Net whose lower half (time embedding, input and middle blocks) this is; its own `num_classes` and `z_dim`
-    would condition it, and stay None. `num_classes`: how many classes to tell apart."""
+class ClassifierConfig(HalfUNetConfig):
+    """`unet`: the U-Net whose lower half this is. `num_classes`: how many classes to tell apart."""
 
-    unet: UNetConfig = field(default=UNetConfig())
     num_classes: int = 10
 
     def __post_init__(self):
-        if isinstance(self.unet, dict):  # from JSON
-            object.__setattr__(self, "unet", UNetConfig(**self.unet))
+        super().__post_init__()
         if self.num_classes < 2:
             raise ValueError(f"num_classes={self.num_classes}; want at least 2")
-        for name in ("num_classes", "z_dim"):
-            if getattr(self.unet, name) is not None:
-                raise ValueError(f"unet has {name}={getattr(self.unet, name)}, which conditions a U-Net; a classifier's has None")
 
 
 class NoisyClassifier(Saved):
     """p(y | x_t, t): half a U-Net, its features averaged over 4×4 cells, and a linear layer (after ADM's classifiers).
 
     Call: x_t [N, C, H, W], t -> logits [N, num_classes]. The last layer starts at zero: an untrained classifier says
-    1/num_classes everywhere, and its guidance is none.
-    """
+    1/num_classes everywhere, and its guidance is none."""
 
     default_weight = "simple"
 
     def __init__(self, config: ClassifierConfig, schedule: NoiseSchedule):
         super().__init__()
-        self.config, self.schedule = config, schedule
-        unet, width = config.unet, config.unet.embedding_channels
+        self.config, self.schedule, self.num_classes = config, schedule, config.num_classes
+        unet, width, self.data_range = config.unet, config.unet.embedding_channels, config.unet.data_range
         self.time_embed = nn.Sequential(nn.Linear(unet.base_channels, width), nn.SiLU(), nn.Linear(width, width))
         self.input_blocks, skips = input_blocks(unet)
         self.middle_block = middle_block(unet)
-        # Averages over cells, not over the whole image: where a stroke is tells digits apart, and few channels can't say it.
+        # Averages over cells, not over the whole image: where a stroke is tells digits apart.
         channels, cells = skips[-1], min(4, unet.image_size // unet.size_multiple)
         self.out = nn.Sequential(group_norm(channels), nn.SiLU(), nn.AdaptiveAvgPool2d(cells), nn.Flatten(),
                                  zeroed(nn.Linear(channels * cells**2, config.num_classes)))
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes it tells apart."""
-        return self.config.num_classes
-
-    @property
-    def data_range(self) -> tuple[float, float] | None:
-        """Range of the clean data that it was trained on; None: free."""
-        return self.config.unet.data_range
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         unet, dtype = self.config.unet, self.time_embed[0].weight.dtype
@@ -75,14 +59,13 @@ class NoisyClassifier(Saved):
         """log p(y | x_t, t) of every class: [N, num_classes]."""
         return _log_softmax(self(x_t, t))
 
-    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None, schedule: NoiseSchedule, weight) -> Tensor:
+    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y, schedule, weight) -> Tensor:
         """What `train` minimises: E[λ_t · −log p(y | x_t, t)]. `schedule` is the model's own, whatever is given."""
         if y is None:
             raise ValueError("a classifier needs labels, but the data set has none")
         check_labels(y, self.num_classes, len(x_0))
-        table = self.schedule.loss_weight(weight) if isinstance(weight, str) else weight
         logits = self(self.schedule.add_noise(x_0, t, eps), t)
-        return (table.to(x_0.device)[t] * F.cross_entropy(logits.float(), y, reduction="none")).mean()
+        return weighted_mean(F.cross_entropy(logits.float(), y, reduction="none"), t, self.schedule, weight)
 
     @torch.no_grad()
     def accuracy(self, x_0: Tensor, y: Tensor, ts, seed: int = 0, batch_size: int = 250) -> Tensor:
@@ -96,28 +79,24 @@ class NoisyClassifier(Saved):
         check_images(x_0, self.config.unet.in_channels, 1, "x_0", self.data_range)
         check_labels(y, self.num_classes, len(x_0))
         right = torch.zeros(len(ts), dtype=torch.float64)
-        for start in range(0, len(x_0), batch_size):
-            batch, labels = x_0[start : start + batch_size], y[start : start + batch_size]
-            index = torch.arange(start, start + len(batch), device=batch.device)
-            for i, t in enumerate(ts):
-                eps = counter_rng.normal(seed, int(t), index, tuple(batch.shape[1:])).to(batch.dtype)
-                right[i] += (self(self.schedule.add_noise(batch, int(t), eps), int(t)).argmax(1) == labels).sum().cpu()
+        index = torch.arange(len(x_0), device=x_0.device)
+        for batch, labels, places in zip(*(v.split(batch_size) for v in (x_0, y, index))):
+            for i, t in enumerate(map(int, ts)):
+                eps = counter_rng.normal(seed, t, places, batch.shape[1:]).to(batch.dtype)
+                right[i] += (self(self.schedule.add_noise(batch, t, eps), t).argmax(1) == labels).sum().cpu()
         return (right / len(x_0)).float()
-
-    # ---- files ----------------------------------------------------------------------------------------------------
 
     def to_config(self) -> dict:
         return {**asdict(self.config), "schedule": self.schedule.to_config()}
 
     @classmethod
     def from_config(cls, config: dict) -> "NoisyClassifier":
-        config = dict(config)
-        schedule = NoiseSchedule.from_config(config.pop("schedule"))
-        return cls(ClassifierConfig(**config), schedule)
+        schedule = NoiseSchedule.from_config(config["schedule"])
+        return cls(ClassifierConfig(config["unet"], config["num_classes"]), schedule)
 
 
 def classifier_gradient(classifier, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """∇_{x_t} log p(y | x_t, t): [N, C, H, W], float32 (float64 for float64 images), also where gradients are switched off.
+    """∇_{x_t} log p(y | x_t, t): [N, C, H, W], float32 at least, also where gradients are switched off.
 
     Args:
         classifier: (x_t, t) -> logits or log-probabilities [N, K], differentiable, each sample on its own.
@@ -133,6 +112,6 @@ def classifier_gradient(classifier, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor
 
 def _log_softmax(logits: Tensor) -> Tensor:
     if not torch.is_tensor(logits) or logits.ndim != 2:
-        raise ValueError(f"the classifier gives {list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__}; "
-                         "want logits [N, K]")
+        came = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+        raise ValueError(f"the classifier gives {came}; want logits [N, K]")
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)

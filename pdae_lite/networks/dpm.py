@@ -1,11 +1,10 @@
-"""What a noise predictor is, and what predicts something else as one: v (Salimans & Ho 2022) and x_0. Everything else in the
-library sees ε."""
+"""What a noise predictor is, and what predicts something else as one: v (Salimans & Ho 2022) and x_0."""
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Saved, build, describe
+from ..checkpoint import Saved, describe
 from ..losses import dpm_loss
 from ..schedule import NoiseSchedule
 
@@ -39,33 +38,19 @@ class NoisePredictor(Saved):
         """What a head on these features predicts, in this network's own language, as ε: here it is ε."""
         return output
 
-    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None, schedule: NoiseSchedule, weight) -> Tensor:
+    def training_loss(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None, schedule: NoiseSchedule,
+                      weight) -> Tensor:
         """What `train` minimises: `losses.dpm_loss`, with the labels if the network is class-conditional."""
         conditional = getattr(self.config, "num_classes", None) is not None
         return dpm_loss(self, x_0, t, eps, schedule, weight, y if conditional else None)
 
 
-class AsEpsilon(NoisePredictor):
-    """A DPM that predicts v or x_0, as a DPM that predicts ε: same trunk, and a head that converts.
+class Wrapped(NoisePredictor):
+    """A network in another's place: its configuration, data range, trunk, head and estimators are its own."""
 
-    A network that predicts v is right about ε for free where t is large: its error enters ε times √ᾱ_t.
-    """
-
-    def __init__(self, model: nn.Module, prediction: str, schedule: NoiseSchedule):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction {prediction!r}; want one of {', '.join(PREDICTIONS)}")
-        self.model, self.prediction, self.schedule = model, prediction, schedule
-
-    @property
-    def config(self):
-        """The wrapped network's configuration."""
-        return self.model.config
-
-    @property
-    def data_range(self):
-        """The wrapped network's data range."""
-        return self.model.data_range
+        self.model, self.config, self.data_range = model, model.config, model.data_range
 
     def trunk(self, x_t: Tensor, t: Tensor, *condition):
         """Features of the wrapped network."""
@@ -75,24 +60,32 @@ class AsEpsilon(NoisePredictor):
         """ε [N, C, H, W] from features."""
         return self.convert(self.model.head(features), features)
 
-    def convert(self, output: Tensor, features) -> Tensor:
-        """v or x_0, as a head on these features predicts it, as ε."""
-        return to_epsilon(output, features.x_t, features.t, self.schedule, self.prediction)
-
     def gradient_estimator(self, z_dim: int, **options) -> nn.Module:
         """A fresh gradient estimator on the wrapped network's trunk, with its own `options`."""
         return self.model.gradient_estimator(z_dim, **options)
 
     def noise_estimator(self, z_dim: int) -> nn.Module:
-        """A copy of the wrapped network's head that knows z. It predicts v or x_0, as that does: see `convert`."""
+        """A copy of the wrapped network's head that knows z. It predicts what that does: see `convert`."""
         return self.model.noise_estimator(z_dim)
+
+
+class AsEpsilon(Wrapped):
+    """A DPM that predicts v or x_0, as a DPM that predicts ε: same trunk, and a head that converts.
+
+    A network that predicts v is right about ε for free where t is large: its error enters ε times √ᾱ_t."""
+
+    def __init__(self, model: nn.Module, prediction: str, schedule: NoiseSchedule):
+        super().__init__(model)
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction {prediction!r}; want one of {', '.join(PREDICTIONS)}")
+        self.prediction, self.schedule = prediction, schedule
+
+    def convert(self, output: Tensor, features) -> Tensor:
+        """v or x_0, as a head on these features predicts it, as ε."""
+        return to_epsilon(output, features.x_t, features.t, self.schedule, self.prediction)
 
     def to_config(self) -> dict:
         return {"model": describe(self.model), "prediction": self.prediction, "schedule": self.schedule.to_config()}
-
-    @classmethod
-    def from_config(cls, config: dict) -> "AsEpsilon":
-        return cls(build(config["model"]), config["prediction"], NoiseSchedule.from_config(config["schedule"]))
 
 
 def as_epsilon(model: nn.Module, kind: str, schedule: NoiseSchedule) -> nn.Module:
@@ -101,7 +94,7 @@ def as_epsilon(model: nn.Module, kind: str, schedule: NoiseSchedule) -> nn.Modul
 
 
 def per_sample(function: Callable) -> Callable:
-    """A foreign network or classifier that wants t [N], as one that takes any t: (x_t [N, …], t, …) -> function(x_t, t [N], …)."""
+    """A foreign network or classifier that wants t [N], as one that takes any t."""
     def call(x_t: Tensor, t: int | Tensor, *condition):
         return function(x_t, torch.as_tensor(t, device=x_t.device).expand(len(x_t)), *condition)
 

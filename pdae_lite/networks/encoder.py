@@ -1,13 +1,13 @@
-"""Encoders E_φ: x_0 -> z. The paper's, simple on purpose: strided convolutions and one attention (Section 3.3); Diff-AE's, half a
-U-Net; and labels in place of images."""
-from dataclasses import dataclass, field, replace
+"""Encoders E_φ: x_0 -> z. The paper's, strided convolutions and one attention (Section 3.3); Diff-AE's, half a U-Net;
+labels."""
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import Saved
+from ..checkpoint import Saved, lists_to_tuples
 from .blocks import AttentionBlock, ResBlock, check_images, check_labels, group_norm
-from .unet import UNetConfig, input_blocks, middle_block
+from .unet import HalfUNetConfig, UNetConfig, input_blocks, middle_block
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,15 @@ class EncoderConfig:
     data_range: tuple[float, float] | None = (-1.0, 1.0)
 
     def __post_init__(self):
-        for name in ("channels", "data_range"):
-            if isinstance(getattr(self, name), list):  # JSON has no tuples
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        lists_to_tuples(self)
         if self.image_size % 2 ** len(self.channels):
             raise ValueError(f"image_size={self.image_size}; want a multiple of {2 ** len(self.channels)} "
                              f"for {len(self.channels)} stride-2 convolutions")
 
 
 class SemanticEncoder(Saved):
-    """Images x_0 [N, C, H, W] to codes z [N, z_dim]. Layers are one Sequential, `encoder.<index>`, as in the release."""
+    """Images x_0 [N, C, H, W] to codes z [N, z_dim]. Layers are one Sequential, `encoder.<index>`, as in the release.
+    """
 
     Config = EncoderConfig
 
@@ -55,8 +54,7 @@ class SemanticEncoder(Saved):
     def for_images(cls, size: int, channels: int, z_dim: int = 512) -> "SemanticEncoder":
         """The encoder for square images: halved down to 4×4 (or the first odd side), attention at 16×16.
 
-        The paper's widths at 64 (64, 128, 128, 128) and 128 (64, 128, 256, 256, 256); other sizes follow them.
-        """
+        The paper's widths at 64 (64, 128, 128, 128) and 128 (64, 128, 256, 256, 256); other sizes follow them."""
         sides, side = [], size
         while side > 4 and side % 2 == 0:
             side //= 2
@@ -86,42 +84,32 @@ def _check_size(x_0: Tensor, config: EncoderConfig | UNetConfig) -> None:
 
 
 @dataclass(frozen=True)
-class UNetEncoderConfig:
-    """`unet`: the U-Net whose lower half (input and middle blocks) this is; its own `num_classes` and `z_dim` stay None.
-    `short_blocks`: residual blocks of one convolution, which is what the authors' code makes of blocks that aren't told t."""
+class UNetEncoderConfig(HalfUNetConfig):
+    """`unet`: the U-Net whose lower half this is. `short_blocks`: residual blocks of one convolution, which is what the
+    authors' code makes of blocks that aren't told t."""
 
-    unet: UNetConfig = field(default=UNetConfig())
     z_dim: int = 512
     short_blocks: bool = False
 
-    def __post_init__(self):
-        if isinstance(self.unet, dict):  # from JSON
-            object.__setattr__(self, "unet", UNetConfig(**self.unet))
-        for name in ("num_classes", "z_dim"):
-            if getattr(self.unet, name) is not None:
-                raise ValueError(f"unet has {name}={getattr(self.unet, name)}, which conditions a U-Net; an encoder's has None")
-
 
 class UNetEncoder(Saved):
-    """Diff-AE's encoder (Preechakul et al. 2022): half a U-Net that isn't told t, its features averaged over positions, and a
-    linear layer. Images x_0 [N, C, H, W] to codes z [N, z_dim].
+    """Diff-AE's encoder (Preechakul et al. 2022): half a U-Net that isn't told t, its features averaged over positions,
+    and a linear layer. Images x_0 [N, C, H, W] to codes z [N, z_dim].
 
-    At 128×128 it takes sixty times the arithmetic of the paper's encoder, and as much as the DPM's trunk. With it a step of Diff-AE
-    takes 1.16 times the arithmetic of a step of PDAE, with the paper's encoder 0.92 times (benchmarks/training.py).
-    """
+    At 128×128 it takes sixty times the arithmetic of the paper's encoder, and as much as the DPM's trunk."""
 
     Config = UNetEncoderConfig
 
     def __init__(self, config: UNetEncoderConfig):
         super().__init__()
-        self.config = config
+        self.config, self.z_dim = config, config.z_dim
         self.input_blocks, skips = input_blocks(config.unet, t=False)
         self.middle_block = middle_block(config.unet, t=False)
         for block in self.modules():
             if config.short_blocks and isinstance(block, ResBlock):
                 block.out_layers = None
-        self.out = nn.Sequential(group_norm(skips[-1]), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(skips[-1], config.z_dim, 1),
-                                 nn.Flatten())
+        self.out = nn.Sequential(group_norm(skips[-1]), nn.SiLU(), nn.AdaptiveAvgPool2d(1),
+                                 nn.Conv2d(skips[-1], config.z_dim, 1), nn.Flatten())
 
     @classmethod
     def beside(cls, unet: UNetConfig, z_dim: int = 512) -> "UNetEncoder":
@@ -129,12 +117,8 @@ class UNetEncoder(Saved):
         side, mult = unet.image_size // unet.size_multiple, unet.channel_mult
         while side > 4 and side % 2 == 0:
             side, mult = side // 2, (*mult, mult[-1])
-        return cls(UNetEncoderConfig(replace(unet, channel_mult=mult, num_classes=None, z_dim=None, learn_variance=False), z_dim))
-
-    @property
-    def z_dim(self) -> int:
-        """Width of z."""
-        return self.config.z_dim
+        unet = replace(unet, channel_mult=mult, num_classes=None, z_dim=None, learn_variance=False)
+        return cls(UNetEncoderConfig(unet, z_dim))
 
     def forward(self, x_0: Tensor) -> Tensor:
         _check_size(x_0, self.config.unet)
@@ -145,8 +129,8 @@ class UNetEncoder(Saved):
 
 
 class LabelEncoder(Saved):
-    """Labels y int64 [N] in 0 … num_classes−1 to codes z [N, z_dim]: a PDAE with it is a class-conditional gradient estimator
-    G(x_t, y, t) (the truncation experiment, Fig. 9)."""
+    """Labels y int64 [N] in 0 … num_classes−1 to codes z [N, z_dim]: a PDAE with it is a class-conditional G(x_t, y, t)
+    (the truncation experiment, Fig. 9)."""
 
     takes_labels = True
 

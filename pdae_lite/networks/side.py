@@ -34,22 +34,17 @@ class SideFeatures(NamedTuple):
 class BlackBox(NoisePredictor):
     """A callable (x_t [N, C, H, W], t int64 [N]) -> ε as a DPM: its trunk is all of it, its head only hands ε on.
 
-    What knows z is a small U-Net of its own, U, that sees x_t and the box's x̂_0 and answers in units of v, zero at first:
+    What knows z is a small U-Net beside it, U, that answers in units of v, zero at first:
 
         ε_z = ε_θ + √ᾱ_t · U(x_t, x̂_0, t, z)
 
-    The callable is part of no file: give it again when loading, ``PDAE.load(path, dpm=function)``.
-    """
+    The callable is part of no file: give it again when loading, ``PDAE.load(path, dpm=function)``."""
 
     def __init__(self, function: Callable, schedule: NoiseSchedule, image_size: int, in_channels: int):
         super().__init__()
         self.function, self.schedule = function, schedule
-        self.config = SideConfig(in_channels, image_size, getattr(function, "data_range", (-1.0, 1.0)))
-
-    @property
-    def data_range(self) -> tuple[float, float] | None:
-        """The function's own `data_range`, [−1, 1] if it has none; None: free."""
-        return self.config.data_range
+        self.data_range = getattr(function, "data_range", (-1.0, 1.0))  # None: free
+        self.config = SideConfig(in_channels, image_size, self.data_range)
 
     def to_config(self) -> dict:
         return self.config._asdict() | {"schedule": self.schedule.to_config()}
@@ -58,7 +53,8 @@ class BlackBox(NoisePredictor):
     def from_config(cls, config: dict) -> "BlackBox":
         """The inverse of `to_config`, but for the function: see `absent`."""
         box = cls(absent, NoiseSchedule.from_config(config["schedule"]), config["image_size"], config["in_channels"])
-        box.config = box.config._replace(data_range=config["data_range"] and tuple(config["data_range"]))
+        box.data_range = config["data_range"] and tuple(config["data_range"])
+        box.config = box.config._replace(data_range=box.data_range)
         return box
 
     def state_dict(self, *args, destination=None, **options):
@@ -79,7 +75,8 @@ class BlackBox(NoisePredictor):
 
     def gradient_estimator(self, z_dim: int) -> nn.Module:
         """Refused: G of the paper's form is a head on a DPM's trunk."""
-        raise ValueError("this DPM is a black box; the paper's form wants one with trunk and head (interop has many): form='difference'")
+        raise ValueError("this DPM is a black box; the paper's form wants one with trunk and head (interop has many): "
+                         "form='difference'")
 
     def noise_estimator(self, z_dim: int) -> "SideNetwork":
         """The network beside it."""
@@ -87,7 +84,7 @@ class BlackBox(NoisePredictor):
 
 
 class SideNetwork(nn.Module):
-    """U(x_t, x̂_0, t, z) [N, C, H, W], a small U-Net with z in every block, zero at first. Call: features of a `BlackBox`, z."""
+    """U(x_t, x̂_0, t, z) [N, C, H, W], a small U-Net with z in every block. Call: features of a `BlackBox`, z."""
 
     def __init__(self, box: BlackBox, z_dim: int, base_channels: int = 32):
         super().__init__()
@@ -95,8 +92,8 @@ class SideNetwork(nn.Module):
         size = box.config.image_size
         patch = 2 if size % 32 == 0 else 1
         levels = next(n for n in (4, 3, 2, 1) if size % (patch * 2 ** (n - 1)) == 0)
-        self.unet = UNet(UNetConfig(size, 2 * self.channels, base_channels, (1, 2, 2, 2)[:levels], 1, (2 ** (levels - 1),), z_dim=z_dim,
-                                    patch_size=patch, data_range=None))
+        self.unet = UNet(UNetConfig(size, 2 * self.channels, base_channels, (1, 2, 2, 2)[:levels], 1,
+                                    (2 ** (levels - 1),), z_dim=z_dim, patch_size=patch, data_range=None))
 
     def forward(self, features: SideFeatures, z: Tensor) -> Tensor:
         x_0 = self.schedule.predict_x_0(features.x_t, features.t, features.eps)

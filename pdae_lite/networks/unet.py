@@ -4,8 +4,7 @@
     head(Features) -> ε            middle block, output blocks, output layer
     GradientEstimator(Features, z) a second head on the same features, with z in every block's AdaGN
 
-State-dict names follow guided-diffusion and, for the estimator, the PDAE release, so those files load unrenamed.
-"""
+State-dict names follow guided-diffusion and, for the estimator, the PDAE release, so those files load unrenamed."""
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import AttentionBlock, Downsample, ResBlock, Stage, Upsample, check_images, group_norm, timestep_embedding, zeroed
+from ..checkpoint import lists_to_tuples
+from .blocks import AttentionBlock, Downsample, ResBlock, Stage, Upsample, brief, check_images, group_norm
+from .blocks import timestep_embedding, zeroed
 from .dpm import NoisePredictor
 
 
@@ -24,12 +25,11 @@ class UNetConfig:
     `image_size` None: unknown, as of some foreign networks; then noise to decode has to be given.
     `attention_downsampling` names the levels with attention by their downsampling factor, counted from the first
     feature map (guided-diffusion's `attention_resolutions`): 4 means 16×16 for a 64×64 image with `patch_size` 1.
-    `head_channels` fixes the width of an attention head and overrides `num_heads`. `patch_size` p works on p×p
-    pixels at once (pixel-unshuffle in, shuffle and one small convolution out): p² fewer positions, for small machines.
+    `head_channels` fixes the width of an attention head and overrides `num_heads`. `patch_size` p works on p×p pixels
+    at once (pixel-unshuffle in, shuffle and one small convolution out): p² fewer positions, for small machines.
     `learn_variance` networks predict 2C channels; the first C are the noise. `num_classes`: conditional on a label.
-    `z_dim`: conditional on a code, by AdaGN in every residual block (Diff-AE); `z_scale_only`: by a scale alone, straight from the
-    code, as Diff-AE's authors have it. `time_width`: of the time embedding; None: 4·`base_channels`. `data_range` None: latents, free.
-    """
+    `z_dim`: conditional on a code, by AdaGN in every residual block (Diff-AE); `z_scale_only`: by a scale alone, as
+    Diff-AE's authors have it. `time_width`: of the time embedding; None: 4·`base_channels`. `data_range` None: free."""
 
     image_size: int | None = 64
     in_channels: int = 3
@@ -53,10 +53,7 @@ class UNetConfig:
     data_range: tuple[float, float] | None = (-1.0, 1.0)
 
     def __post_init__(self):
-        for name in ("channel_mult", "attention_downsampling", "data_range"):
-            value = getattr(self, name)
-            if isinstance(value, list):  # JSON has no tuples
-                object.__setattr__(self, name, tuple(value))
+        lists_to_tuples(self)
         if self.image_size is not None and self.image_size % self.size_multiple:
             raise ValueError(f"image_size={self.image_size}; want a multiple of {self.size_multiple} "
                              f"({len(self.channel_mult)} levels, patch_size {self.patch_size})")
@@ -79,6 +76,21 @@ class UNetConfig:
         return self.in_channels * (2 if self.learn_variance else 1)
 
 
+@dataclass(frozen=True)
+class HalfUNetConfig:
+    """`unet`: the U-Net whose lower half this is; its own `num_classes` and `z_dim` would condition it, and stay None.
+    """
+
+    unet: UNetConfig = UNetConfig()
+
+    def __post_init__(self):
+        if isinstance(self.unet, dict):  # from JSON
+            object.__setattr__(self, "unet", UNetConfig(**self.unet))
+        for name in ("num_classes", "z_dim"):
+            if getattr(self.unet, name) is not None:
+                raise ValueError(f"unet has {name}={getattr(self.unet, name)}, which conditions a U-Net; want None")
+
+
 class Features(NamedTuple):
     """What the trunk hands to the heads."""
 
@@ -87,16 +99,17 @@ class Features(NamedTuple):
     emb: Tensor  # [N, embedding_channels], time (and class) embedding; [1, …] where it is the same for all
     h: Tensor  # features at the lowest resolution
     skips: tuple[Tensor, ...]  # one for each input block
-    emb_z: Tensor | None = None  # [N, embedding_channels], embedding of the code that the trunk was given (or the code itself)
+    emb_z: Tensor | None = None  # [N, embedding_channels], of the code that the trunk was given (or the code itself)
 
 
 # ---- the three parts, built alike for the U-Net and for the estimator -----------------------------------------
 
 
-def _res(config: UNetConfig, channels: int, out_channels: int, resample: str | None = None, z: bool = False, t: bool = True) -> ResBlock:
+def _res(config: UNetConfig, channels: int, out_channels: int, resample: str | None = None, *,
+         z: bool = False, t: bool = True) -> ResBlock:
+    z_channels = config.z_dim if config.z_scale_only else config.embedding_channels
     return ResBlock(channels, out_channels, config.embedding_channels if t else None, config.dropout, resample,
-                    config.scale_shift_norm, (config.z_dim if config.z_scale_only else config.embedding_channels) if z else None,
-                    config.z_scale_only)
+                    config.scale_shift_norm, z_channels if z else None, config.z_scale_only)
 
 
 def _attention(config: UNetConfig, channels: int) -> AttentionBlock:
@@ -129,8 +142,8 @@ def input_blocks(config: UNetConfig, z: bool = False, t: bool = True) -> tuple[n
 def middle_block(config: UNetConfig, z: bool = False, t: bool = True) -> Stage:
     """Residual block, attention, residual block, at the lowest resolution."""
     channels = int(config.base_channels * config.channel_mult[-1])
-    told = {"z": z, "t": t}
-    return Stage(_res(config, channels, channels, **told), _attention(config, channels), _res(config, channels, channels, **told))
+    first, second = (_res(config, channels, channels, z=z, t=t) for _ in range(2))
+    return Stage(first, _attention(config, channels), second)
 
 
 def _output_blocks(config: UNetConfig, skips: list[int], z: bool = False) -> nn.ModuleList:
@@ -155,14 +168,14 @@ def _out(config: UNetConfig, out_channels: int) -> nn.Sequential:
     channels, p = int(config.base_channels * config.channel_mult[0]), config.patch_size
     if p == 1:
         return nn.Sequential(group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1)))
-    # The last convolution runs on pixels, not patches: each pixel sees its neighbours in the next patch, which
-    # removes the grid that a bare shuffle leaves. It has no bias, so zero in is zero out.
+    # The last convolution runs on pixels, not patches: that removes the grid that a bare shuffle leaves.
     width = 16
     return nn.Sequential(group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, width * p**2, 3, padding=1)),
                          nn.PixelShuffle(p), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1, bias=False))
 
 
-def _run_head(features: Features, middle: Stage, outputs: nn.ModuleList, out: nn.Module, emb_z: Tensor | None = None) -> Tensor:
+def _run_head(features: Features, middle: Stage, outputs: nn.ModuleList, out: nn.Module,
+              emb_z: Tensor | None = None) -> Tensor:
     h = middle(features.h, features.emb, emb_z)
     for block, skip in zip(outputs, reversed(features.skips)):
         h = block(torch.cat([h, skip], 1), features.emb, emb_z)
@@ -172,15 +185,14 @@ def _run_head(features: Features, middle: Stage, outputs: nn.ModuleList, out: nn
 class UNet(NoisePredictor):
     """A noise predictor ε_θ(x_t, t). `unet(x_t, t)` is `unet.head(unet.trunk(x_t, t))`.
 
-    Args of the call: x_t [N, C, H, W]; t an int, or int64, 0-d or [N]; and a condition, for networks that have one: labels y int64 [N] with
-    `num_classes`, codes z float [N, z_dim] (or [1, z_dim] for all) with `z_dim`. Returns ε [N, C, H, W].
-    """
+    Args of the call: x_t [N, C, H, W]; t an int, or int64, 0-d or [N]; and a condition, for networks that have one:
+    labels y int64 [N], or codes z float [N, z_dim], [1, z_dim] for all. Returns ε [N, C, H, W]."""
 
     Config = UNetConfig
 
     def __init__(self, config: UNetConfig):
         super().__init__()
-        self.config = config
+        self.config, self.data_range = config, config.data_range
         base, width = config.base_channels, config.embedding_channels
         self.time_embed = nn.Sequential(nn.Linear(base, width), nn.SiLU(), nn.Linear(width, width))
         if config.num_classes is not None:
@@ -193,11 +205,6 @@ class UNet(NoisePredictor):
         self.output_blocks = _output_blocks(config, skips, coded)
         self.out = _out(config, config.out_channels)
 
-    @property
-    def data_range(self) -> tuple[float, float] | None:
-        """Range of the data that it was trained on; None: free."""
-        return self.config.data_range
-
     def trunk(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Features:
         """Time embedding and input blocks: all of the network that a gradient estimator shares."""
         check_images(x_t, self.config.in_channels, self.config.size_multiple, "x_t")
@@ -205,9 +212,9 @@ class UNet(NoisePredictor):
         emb = self.time_embed(timestep_embedding(t, self.config.base_channels, self.time_embed[0].weight))
         if self.config.num_classes is not None:
             emb = emb + self.label_emb(condition)
-        emb_z = None if self.config.z_dim is None else self.z_emb(condition.to(self.time_embed[0].weight.dtype))
-        # Computed in the weights' precision; heads give back x_t's.
-        h, skips = F.pixel_unshuffle(x_t.to(self.time_embed[0].weight.dtype), self.config.patch_size), []
+        dtype = self.time_embed[0].weight.dtype  # what it computes in; heads give back x_t's
+        emb_z = None if self.config.z_dim is None else self.z_emb(condition.to(dtype))
+        h, skips = F.pixel_unshuffle(x_t.to(dtype), self.config.patch_size), []
         for block in self.input_blocks:
             h = block(h, emb, emb_z)
             skips.append(h)
@@ -223,14 +230,16 @@ class UNet(NoisePredictor):
         return GradientEstimator(self.config, z_dim)
 
     def noise_estimator(self, z_dim: int) -> "GradientEstimator":
-        """A second head that knows z, as a copy of this network's own: z's projections are zero, so it predicts what that predicts."""
+        """A second head that knows z, a copy of this network's own: z's projections are zero, so it predicts the same.
+        """
         return GradientEstimator(self.config, z_dim).copy_head(self)
 
     def _check_condition(self, condition: Tensor | None) -> None:
         num_classes, z_dim = self.config.num_classes, self.config.z_dim
         if z_dim is not None:
-            if condition is None or not condition.is_floating_point() or condition.ndim != 2 or condition.shape[1] != z_dim:
-                raise ValueError(f"z is {_brief(condition)}; want float [N, {z_dim}]")
+            z = condition
+            if z is None or not z.is_floating_point() or z.ndim != 2 or z.shape[1] != z_dim:
+                raise ValueError(f"z is {'missing' if z is None else brief(z)}; want float [N, {z_dim}]")
         elif (condition is None) != (num_classes is None):
             raise ValueError(f"y={'missing' if condition is None else 'given'}, but num_classes={num_classes}")
 
@@ -238,9 +247,8 @@ class UNet(NoisePredictor):
 class GradientEstimator(nn.Module):
     """G_ψ(x_t, z, t): a second head on the frozen trunk, with z in every residual block's AdaGN (eq. 9).
 
-    Middle block, output blocks and output layer have the DPM's shapes; the output convolution starts at zero, so
-    G = 0 at first and the shifted model is the DPM. Call: features of the trunk, z [N, z_dim] -> [N, C, H, W].
-    """
+    Middle block, output blocks and output layer have the DPM's shapes; the output convolution starts at zero, so G = 0
+    at first and the shifted model is the DPM. Call: features of the trunk, z [N, z_dim] -> [N, C, H, W]."""
 
     def __init__(self, config: UNetConfig, z_dim: int):
         super().__init__()
@@ -274,7 +282,3 @@ class GradientEstimator(nn.Module):
 def _input_blocks_channels(config: UNetConfig) -> list[int]:
     with torch.device("meta"):  # shapes only: no memory, no random numbers drawn
         return input_blocks(config)[1]
-
-
-def _brief(x: Tensor | None) -> str:
-    return "missing" if x is None else f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import counter_rng
 from ..data.builtin import to_float
-from ..data.items import LeftOut, Unreadable, item
+from ..data.items import LeftOut, Unreadable, item, stacked
 from ..networks.blocks import check_range
 
 SHARE_OF_DEVICE = 0.25  # data sets in memory that take less of what is free on the device live there
@@ -21,14 +21,12 @@ class Batches:
     """Images of a step. Epochs are permutations keyed by (seed, epoch); a step's samples are a pure function of it.
 
     Args:
-        data: with `.tensors` (images, labels) that fit on `device` they live there; otherwise items, images or
-            (image, label), come through a DataLoader with `config.workers` processes, from pinned memory.
-        places: for each micro-batch of a step, the places [n] of this process's samples in the whole batch, on `device`.
+        data: with `.tensors` (images, labels) that fit on `device` they live there; otherwise items, images or (image,
+            label), come through a DataLoader with `config.workers` processes. In place of one that can't be read
+            (`data.Unreadable`) comes the next of its epoch's order.
+        places: of each micro-batch, the places [n] on `device` of this process's samples in the whole batch.
         start: the first step that will be asked for.
         data_range: the model's, for `check_range`: of all data if they are in memory, otherwise of the first batch.
-
-    An item that can't be read (`data.Unreadable`) is left out. The batch takes the next item of its epoch's order in its place, with
-    the label that belongs to that: an epoch then shows a few items twice, and a step stays a pure function of the files.
     """
 
     def __init__(self, data, config, device: torch.device, places: list[Tensor], start: int = 0,
@@ -45,10 +43,9 @@ class Batches:
             self._check_range(self.images)
             self.labels = rest[0] if rest else None
         else:
-            places = [p.cpu() for p in places]
-            self.loader = iter(DataLoader(_InOrder(data, config.seed), batch_sampler=self._chosen_from(start, places),
-                                          num_workers=config.workers, pin_memory=device.type == "cuda", collate_fn=_collate,
-                                          worker_init_fn=_deaf))
+            items, sampler = _InOrder(data, config.seed), self._chosen_from(start, [p.cpu() for p in places])
+            self.loader = iter(DataLoader(items, batch_sampler=sampler, num_workers=config.workers, collate_fn=_collate,
+                                          pin_memory=device.type == "cuda", worker_init_fn=_deaf))
 
     def get(self, step: int, micro: int) -> tuple[Tensor, Tensor | None]:
         """x_0 float [n, C, H, W] in [−1, 1], and labels or None. Steps and micro-batches are asked for in order."""
@@ -63,8 +60,8 @@ class Batches:
         y = None if y is None else y.to(self.device, non_blocking=True)
         index = self.places[micro]
         if x.ndim != 4 and (self.config.flip or self.config.augment):
-            raise ValueError(f"flip={self.config.flip}, augment={self.config.augment}, but the data have shape {list(x.shape)}; "
-                             "want images [N, C, H, W]")
+            raise ValueError(f"flip={self.config.flip}, augment={self.config.augment}, but the data have shape "
+                             f"{list(x.shape)}; want images [N, C, H, W]")
         if self.config.flip:
             flip = counter_rng.uniform(self.config.seed, step, index, 1, "flip")[:, 0] < 0.5
             x = torch.where(flip[:, None, None, None], x.flip(-1), x)
@@ -75,13 +72,17 @@ class Batches:
     def _check_range(self, x: Tensor) -> None:
         if not self.checked:
             self.checked = True
-            check_range(x, self.data_range, "data", finite=False, enough=1)  # a NaN is for the training loop to skip and report
+            check_range(x, self.data_range, "data", finite=False, enough=1)  # a NaN is for the loop to skip and report
 
     def _chosen(self, step: int, places: Tensor) -> Tensor:
         """Indices into the data set [n], on the device of `places`; nothing is read from there."""
         first = step * self.config.batch_size
         epochs = range(first // self.n, (first + self.config.batch_size - 1) // self.n + 1)
-        self.orders = {e: self._order(e, places.device) for e in epochs}  # those of other epochs go
+        known, self.orders = self.orders, {}  # those of other epochs go
+        for e in epochs:
+            order = known[e] if e in known else epoch_order(self.config.seed, e, self.n)
+            order = order.pin_memory() if places.is_cuda and not order.is_cuda else order
+            self.orders[e] = order.to(places.device, non_blocking=True)
         order = torch.cat(list(self.orders.values())) if len(epochs) > 1 else self.orders[epochs[0]]
         return order[places + (first - epochs[0] * self.n)]
 
@@ -90,12 +91,6 @@ class Batches:
         for step in itertools.count(start):
             for part in places:
                 yield list(zip(self._chosen(step, part).tolist(), (part + step * self.config.batch_size).tolist()))
-
-    def _order(self, epoch: int, device: torch.device) -> Tensor:
-        if epoch in self.orders:
-            return self.orders[epoch]
-        order = epoch_order(self.config.seed, epoch, self.n)
-        return order.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else order.to(device)
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
@@ -110,17 +105,15 @@ class _InOrder(Dataset):
         self.data, self.seed = data, seed
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, object, list[str]]:
-        index, position = at
-        unreadable = []
-        try:
-            return *item(self.data, index), unreadable
-        except Unreadable as e:
-            unreadable.append(str(e))
-        n = len(self.data)
-        order = epoch_order(self.seed, position // n, n).roll(-(position % n))
-        for other in order[1:].tolist():
+        (index, position), n, unreadable = at, len(self.data), []
+
+        def in_its_place() -> Iterator[int]:
+            yield index
+            yield from epoch_order(self.seed, position // n, n).roll(-(position % n))[1:].tolist()
+
+        for i in in_its_place():
             try:
-                return *item(self.data, other), unreadable
+                return *item(self.data, i), unreadable
             except Unreadable as e:
                 unreadable.append(str(e))
         raise ValueError(f"none of the {n} images can be read: {unreadable[0]}")
@@ -140,15 +133,12 @@ def _fits(x: Tensor, device: torch.device) -> bool:
 
 def _collate(items: list) -> tuple[Tensor, Tensor | None, list[str]]:
     images, labels, unreadable = zip(*items)
-    y = None if labels[0] is None else torch.stack([torch.as_tensor(label) for label in labels])
-    return torch.stack([torch.as_tensor(x) for x in images]), y, [reason for some in unreadable for reason in some]
+    return *stacked(images, labels), [reason for some in unreadable for reason in some]
 
 
 def affine(x: Tensor, u: Tensor, share: float = 0.5) -> Tensor:
-    """Light distortion of a share of the images: shift ±2 pixels of 32, rotation ±10°, scale ±8 %, shear ±0.1.
-
-    x [N, C, H, W] on a background of −1; u [N, 7] uniform in [0, 1) decides.
-    """
+    """Light distortion of a share of the images x [N, C, H, W] on a background of −1: shift ±2 pixels of 32, rotation
+    ±10°, scale ±8 %, shear ±0.1. u [N, 7], uniform in [0, 1), decides."""
     v = 2 * u - 1
     angle, scale, shear = v[:, 0] * math.radians(10), 1 + 0.08 * v[:, 1], 0.1 * v[:, 2]
     cos, sin = angle.cos() * scale, angle.sin() * scale

@@ -13,9 +13,7 @@ class TrainConfig:
 
     The learning rate rises linearly over `warmup` steps and falls to zero over the last `decay` share of the run
     (cosine). The EMA's decay is min(`ema`, (1+n)/(10+n)) after n steps. `weight` None: the loss's own default.
-    `precision`: "no" or "bf16". `grad_clip`: the largest norm of a gradient; 0 or None: any. `augment`: "affine"
-    shifts, rotates, scales and shears half of the images a little.
-    """
+    `precision`: "no" or "bf16". `grad_clip`: of the gradient's norm; 0 or None: none. `augment`: None or "affine"."""
 
     steps: int = 10_000
     batch_size: int = 128
@@ -42,8 +40,8 @@ class TrainConfig:
     def __post_init__(self):
         ranges = {name: (1, math.inf, True) for name in ("steps", "batch_size", "accumulate", "save_every", "log_every")}
         ranges |= {name: (0, math.inf, True) for name in ("warmup", "workers")} | {"seed": (0, 2**63 - 1, True)}
-        ranges |= {"lr": (0, math.inf, False), "weight_decay": (0, math.inf, False), "decay": (0, 1, False), "ema": (0, 1, False),
-                   "grad_clip": (0, math.inf, False), "gamma": (-math.inf, math.inf, False)}
+        ranges |= {name: (0, math.inf, False) for name in ("lr", "weight_decay", "grad_clip")}
+        ranges |= {"decay": (0, 1, False), "ema": (0, 1, False), "gamma": (-math.inf, math.inf, False)}
         for name, (low, high, whole) in ranges.items():
             value = getattr(self, name)
             if value is None and name in ("grad_clip", "gamma"):

@@ -1,8 +1,7 @@
 """One visible training loop, on accelerate: CPU, one GPU, or many by `accelerate launch` / `torchrun`.
 
 Everything random is keyed by (seed, step, sample index), so a run that was killed and started again, or split over
-several processes, sees the same data, timesteps and noise.
-"""
+several processes, sees the same data, timesteps and noise."""
 import contextlib
 import json
 import math
@@ -44,27 +43,27 @@ class Objective(nn.Module):
 def default_loss(model: nn.Module, schedule: NoiseSchedule, config: TrainConfig) -> Callable:
     """The model's own `training_loss` with the weight that the config names, or the model's `default_weight`."""
     weight = schedule.loss_weight(config.weight or model.default_weight, config.gamma)
-    weight = weight.to(next(model.parameters()).device)  # once: a copy from the host in every step would make a GPU wait
+    weight = weight.to(next(model.parameters()).device)  # once: a copy in every step would make a GPU wait
     return lambda m, x_0, t, eps, y: m.training_loss(x_0, t, eps, y, schedule, weight)
 
 
 def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule: NoiseSchedule | None = None,
-          out: str | Path | None = None, loss: Callable | None = None, metadata: dict | None = None, progress: bool = True,
-          callback: Callable[[int, nn.Module], dict | None] | None = None, **overrides) -> TrainResult:
+          out: str | Path | None = None, loss: Callable | None = None, metadata: dict | None = None,
+          progress: bool = True, callback: Callable[[int, nn.Module], dict | None] | None = None,
+          **overrides) -> TrainResult:
     """Train a model in place; at the end it holds its EMA weights.
 
     Args:
-        model: anything with a `training_loss` and a `default_weight`: a `PDAE` (its DPM stays frozen), a noise predictor
-            such as `UNet`, a `DiffAE`, a `LatentDPM`, a `NoisyClassifier`.
+        model: anything with a `training_loss` and a `default_weight`: a `PDAE` (its DPM stays frozen), a noise
+            predictor such as `UNet`, a `DiffAE`, a `LatentDPM`, a `NoisyClassifier`.
         data: a data set of images, or of (image, label); uint8, or float in the model's range.
         config: a `TrainConfig`; `overrides` replace its fields by name, so ``train(pdae, data, steps=500)`` works.
         schedule: the noise schedule; a PDAE brings its own.
-        out: folder for `model.safetensors` (the EMA model) and `checkpoints/`. The same call again resumes from the
-            last good checkpoint, or returns at once if the run was complete. Ctrl-C saves the step that is being made; a
-            second one stops at once. None: nothing is written.
+        out: folder for `model.safetensors` (the EMA model) and `checkpoints/`; None: nothing is written. The same call
+            again resumes from the last good checkpoint. Ctrl-C saves the step that is being made, twice stops at once.
         loss: (model, x_0, t, eps, y) -> scalar; None: `default_loss`.
-        callback: called at every log step with (step, model), the model in eval mode and with the weights of that step, not their
-            average; a dict that it returns joins the history.
+        callback: called at every log step with (step, model), the model in eval mode and with the weights of that step;
+            a dict that it returns joins the history.
 
     Raises:
         TrainingError: the loss stays non-finite, the output can't be written, or `out` holds another run.
@@ -78,12 +77,8 @@ def train(model: nn.Module, data, config: TrainConfig | None = None, *, schedule
 
 
 def join_processes() -> None:
-    """Under torchrun: find the other processes. Where there is no GPU, accelerate must be told so, or else each process
-    would train by itself, all into the same folder.
-
-    Raises:
-        TrainingError: torchrun started other processes than accelerate finds.
-    """
+    """Under torchrun: find the other processes, or raise a TrainingError. Where there is no GPU, accelerate must be
+    told so, or else each process would train by itself, all into the same folder."""
     if "LOCAL_RANK" not in os.environ:
         return
     from accelerate import PartialState
@@ -96,12 +91,12 @@ def join_processes() -> None:
         raise TrainingError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate finds {processes}")
 
 
-def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseSchedule | None = None, out: str | Path | None = None,
-                   loss: Callable | None = None, metadata: dict | None = None, progress: bool = False,
-                   callback: Callable | None = None, asked: Sized = ()) -> Iterator[TrainResult]:
-    """`train` as a generator that rests after each log step, so that several runs can take turns in one process (as in
-    benchmarks/training.py). It yields the result so far; the last one is the result. Once `asked` isn't empty, the step is saved, and
-    it ends."""
+def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseSchedule | None = None,
+                   out: str | Path | None = None, loss: Callable | None = None, metadata: dict | None = None,
+                   progress: bool = False, callback: Callable | None = None,
+                   asked: Sized = ()) -> Iterator[TrainResult]:
+    """`train` as a generator that rests after each log step and yields the result so far, so that several runs can take
+    turns in one process. Once `asked` isn't empty, the step is saved, and it ends."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -113,7 +108,8 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
     accelerator = Accelerator(mixed_precision=config.precision)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     if config.batch_size % (world * config.accumulate):
-        raise ValueError(f"batch_size={config.batch_size} doesn't divide by {world} processes × {config.accumulate} micro-batches")
+        raise ValueError(f"batch_size={config.batch_size} doesn't divide by {world} processes × {config.accumulate} "
+                         "micro-batches")
     micro = config.batch_size // (world * config.accumulate)
 
     model.to(device).train()
@@ -122,39 +118,47 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
         model.to(memory_format=torch.channels_last)
     trainable = model.trainable() if hasattr(model, "trainable") else nn.ModuleDict({"model": model})
     parameters = [p for p in trainable.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda"))
+    fused = device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     ema = Average(trainable, config.ema)
 
     run = {}
     if out is not None:  # what can't be saved should say so now, not after hours
         json.dumps(metadata or {})
         check_references(model)
-        run = {"model": describe(model), "schedule": schedule.to_config(), "images": len(data), "frozen": frozen_digest(model),
-               "first": first_values(data), "data": fingerprint(data)}
-    state = RunState(trainable, ema, optimizer, Path(out) if out is not None else None, config, accelerator.is_main_process, run)
+        run = {"model": describe(model), "schedule": schedule.to_config(), "images": len(data),
+               "frozen": frozen_digest(model), "first": first_values(data), "data": fingerprint(data)}
+    main = accelerator.is_main_process
+    state = RunState(trainable, ema, optimizer, Path(out) if out is not None else None, config, main, run)
     step, history, window = state.resume()
     objective = Objective(model, loss or default_loss(model, schedule, config))
-    tables = [f"{name}.{b}" for name, m in objective.named_modules() if isinstance(m, NoiseSchedule) for b, _ in m.named_buffers()]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, tables)  # constants: nothing to exchange
+    schedules = [(name, m) for name, m in objective.named_modules() if isinstance(m, NoiseSchedule)]
+    tables = [f"{name}.{b}" for name, m in schedules for b, _ in m.named_buffers()]  # constants: nothing to exchange
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, tables)
     objective = accelerator.prepare_model(objective)
     compute = torch.compile(objective, dynamic=False) if config.compile else objective
-    writer = _tensorboard(out) if config.tensorboard and out is not None and accelerator.is_main_process else None
-    places = [(torch.arange(micro) + (m * world + rank) * micro).to(device) for m in range(config.accumulate)]  # in the whole batch
+    writer = None
+    if config.tensorboard and out is not None and main:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(Path(out) / "tensorboard"))
+    # Of each micro-batch: where its samples are in the whole batch.
+    places = [(torch.arange(micro) + (m * world + rank) * micro).to(device) for m in range(config.accumulate)]
     batches = Batches(data, config, device, places, step, getattr(model, "data_range", (-1.0, 1.0)))
 
     def mean(value: Tensor) -> Tensor:  # over all processes
         return accelerator.reduce(value, "mean") if world > 1 else value
 
-    # Since the last log step: loss, and batches skipped; in a row now; most in a row. On the device: nothing waits for them.
+    # Since the last log step: loss, and batches skipped; in a row now; most in a row. On the device: nothing waits.
     total, skipped, in_a_row, worst = (torch.full((), v, device=device) for v in window.get("sums", [0.0] * 4))
     since = window.get("since", step)
     clock, first = time.perf_counter(), step
-    bar = progress_bar(total=config.steps, initial=step, desc="train", show=progress and accelerator.is_main_process)
+    bar = progress_bar(total=config.steps, initial=step, desc="train", show=progress and main)
     while step < config.steps:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         loss_here = torch.zeros((), device=device)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's random state stays as it is
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the caller's random state stays
             torch.manual_seed(config.seed + 1_000_003 * (step * world + rank))  # dropout masks, the same after a resume
             for m in range(config.accumulate):
                 x_0, y = batches.get(step, m)
@@ -164,7 +168,7 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
                 if config.channels_last and x_0.ndim == 4:
                     x_0 = x_0.contiguous(memory_format=torch.channels_last)
                 last = m == config.accumulate - 1
-                with contextlib.nullcontext() if last else accelerator.no_sync(objective):  # exchange gradients once a step
+                with contextlib.nullcontext() if last else accelerator.no_sync(objective):  # gradients meet once a step
                     value = compute(x_0, t, eps, y)
                     accelerator.backward(value / config.accumulate)
                 loss_here += value.detach() / config.accumulate
@@ -188,7 +192,10 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
         bar.update()
 
         if step % config.log_every == 0 or step == config.steps:
-            _check_skips(int(skipped), int(worst), step)
+            if int(worst) >= SKIPS_ALLOWED:
+                raise TrainingError(f"step {step}: {int(worst)} batches in a row had a non-finite loss or gradient "
+                                    f"({int(skipped)} since the last log step); lower the learning rate, check the "
+                                    "images for NaN, or use weight='pdae'")
             batches.left_out.tell()
             now = time.perf_counter()
             entry = {"step": step, "images": step * config.batch_size,
@@ -197,7 +204,8 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
                      "images_per_second": round((step - first) * config.batch_size / (now - clock), 1)}
             if int(skipped):
                 entry["skipped"] = int(skipped)
-                warnings.warn(f"step {step}: {int(skipped)} non-finite batches skipped since step {since}", PDAEWarning, stacklevel=2)
+                warnings.warn(f"step {step}: {int(skipped)} non-finite batches skipped since step {since}", PDAEWarning,
+                              stacklevel=2)
             if callback is not None:
                 model.eval()
                 entry |= {k: v.item() if hasattr(v, "item") else v for k, v in (callback(step, model) or {}).items()}
@@ -211,7 +219,8 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
                 counter.zero_()
             since = step
         if step % config.save_every == 0 or step == config.steps or asked:
-            state.save(step, history, {"since": since, "sums": [float(v) for v in (mean(total), skipped, in_a_row, worst)]})
+            sums = [float(v) for v in (mean(total), skipped, in_a_row, worst)]
+            state.save(step, history, {"since": since, "sums": sums})
         if asked and step < config.steps:
             bar.close()
             return
@@ -227,7 +236,7 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
     path = None
     if out is not None:
         path = Path(out) / "model.safetensors"
-        if accelerator.is_main_process:
+        if main:
             facts = {"training": asdict(config), "images_seen": step * config.batch_size, "torch": torch.__version__}
             guard(save_model, path, model, facts | (metadata or {}))
             guard(write_text, Path(out) / "history.json", json.dumps(history, indent=0))
@@ -249,15 +258,3 @@ def _timesteps(seed: int, step: int, index: Tensor, batch_size: int, T: int) -> 
     Each t is uniform on 0 … T−1, and the loss of a batch varies less than with independent draws."""
     u = counter_rng.uniform(seed, step, torch.zeros(1, dtype=torch.int64, device=index.device), 1, "t")[0]
     return (((u + index / batch_size) % 1.0) * T).long().clamp(max=T - 1)
-
-
-def _check_skips(skipped: int, worst: int, step: int) -> None:
-    if worst >= SKIPS_ALLOWED:
-        raise TrainingError(f"step {step}: {worst} batches in a row had a non-finite loss or gradient ({skipped} since the last "
-                            "log step); lower the learning rate, check the images for NaN, or use weight='pdae'")
-
-
-def _tensorboard(out):
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(Path(out) / "tensorboard"))

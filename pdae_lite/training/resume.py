@@ -27,15 +27,14 @@ def guard(function: Callable, *args, **kwargs):
     try:
         return function(*args, **kwargs)
     except OSError as e:
-        raise TrainingError(f"can't write {e.filename or args[0]}: {e.strerror or e}; free some space or choose another --out") from None
+        raise TrainingError(f"can't write {e.filename or args[0]}: {e.strerror or e}; free some space or choose "
+                            "another --out") from None
 
 
 class Average:
-    """Exponential moving average of a module's trained parameters. Buffers have no average: a counter or a table must stay exact.
-
-    After n steps the decay is min(`decay`, (1+n)/(10+n)); the first step sets the average to the parameters. `n` counts on the
-    host, which torch's AveragedModel copies to the device in every step.
-    """
+    """Exponential moving average of a module's trained parameters, not of its buffers. After n steps the decay is
+    min(`decay`, (1+n)/(10+n)); the first step sets the average to the parameters. `n` counts on the host, which torch's
+    AveragedModel copies to the device in every step."""
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay, self.n = decay, 0
@@ -67,8 +66,7 @@ def frozen_digest(model: nn.Module) -> str:
 
 
 def first_values(data) -> list | None:
-    """Some values of a data set in memory, which tell it from another of the same length (such as the codes of another
-    autoencoder). None: the data are read from files, or may be distorted at random."""
+    """Some values of a data set in memory, which tell it from another of the same length; None: it reads files."""
     if not isinstance(data, TensorDataset):
         return None
     some = data.tensors[0][:2].flatten()
@@ -77,8 +75,8 @@ def first_values(data) -> list | None:
 
 @contextlib.contextmanager
 def stop_after_step():
-    """Ctrl-C and SIGTERM (where that is handled) wait for the end of a step: the list that this gives holds the signal then. A
-    second one stops at once. Several processes stop as they always did: they would wait for each other."""
+    """Ctrl-C and SIGTERM (where that is handled) wait for the end of a step: the list that this gives holds the signal
+    then. A second one stops at once. Several processes stop as they always did: they would wait for each other."""
     asked, before = [], {}
 
     def note(number, frame):
@@ -126,11 +124,13 @@ class RunState:
             guard(self.folder.mkdir, parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
                 raise TrainingError(f"can't write {self.folder}: no permission; choose another --out")
-            for half_written in (*self.folder.glob(".step_*.tmp"), *out.glob(".model.safetensors.*.tmp"), *out.glob(".history.json.*.tmp")):
-                half_written.unlink(missing_ok=True)  # by a run that was killed
+            for pattern in ("checkpoints/.step_*.tmp", ".model.safetensors.*.tmp", ".history.json.*.tmp"):
+                for half_written in out.glob(pattern):  # by a run that was killed
+                    half_written.unlink(missing_ok=True)
 
     # What may change between two calls that continue one run.
-    FREE = ("steps", "save_every", "log_every", "precision", "compile", "channels_last", "workers", "tensorboard", "accumulate")
+    FREE = ("steps", "save_every", "log_every", "precision", "compile", "channels_last", "workers", "tensorboard",
+            "accumulate")
 
     def save(self, step: int, history: list[dict], window: dict) -> None:
         """`window`: what has been counted since the last log step, JSON-able."""
@@ -153,7 +153,8 @@ class RunState:
             try:
                 tensors, header = read(path)
             except CheckpointError as e:
-                warnings.warn(f"{e}; {'trying the checkpoint before it' if paths[i + 1:] else 'starting anew'}", PDAEWarning, stacklevel=2)
+                cure = "trying the checkpoint before it" if paths[i + 1:] else "starting anew"
+                warnings.warn(f"{e}; {cure}", PDAEWarning, stacklevel=2)
                 continue
             self._check(path, header)
             groups: dict[str, dict] = {"model": {}, "ema": {}, "optimizer": {}}
@@ -181,14 +182,14 @@ class RunState:
         if before.get("model") != self.run.get("model"):
             before = before | {"model": _renewed(before.get("model"))}
         for name, value in self.run.items():
-            if name == "data" and "data" not in before:  # a run of an older version, which noted the number of images alone
+            if name == "data" and "data" not in before:  # a run of an older version
                 continue
             if not _same(name, before.get(name), value):
-                what = {"frozen": "frozen DPM", "images": "data set", "first": "data set", "data": "data set"}.get(name, name)
+                what = {"model": name, "schedule": name, "frozen": "frozen DPM"}.get(name, "data set")
                 raise TrainingError(f"{path.parent.parent} holds a run with another {what}; choose another --out")
         before = header["config"]
         now = json.loads(json.dumps(asdict(self.config)))
         for name, value in now.items():
             if name not in self.FREE and before.get(name, value) != value:
-                raise TrainingError(f"{path.parent.parent} holds a run with {name}={before[name]}, this one has {name}={value}; "
-                                    "use the same settings to resume, or choose another --out")
+                raise TrainingError(f"{path.parent.parent} holds a run with {name}={before[name]}, this one has "
+                                    f"{name}={value}; use the same settings to resume, or choose another --out")

@@ -62,9 +62,6 @@ def styled(**more) -> Iterator[None]:
         mpl.rcParams.update(before)
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
-
-
 def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[str] | None = None,
                  row_labels: Sequence[str] | None = None, scale: float | None = None, title: str | None = None) -> Figure:
     """A grid of images as a matplotlib figure, filled row by row; the last row may be short.
@@ -159,9 +156,6 @@ def curves(x, series: Mapping[str, object], *, xlabel: str = "", ylabel: str = "
     if caption:
         show_caption(caption)
     return ax
-
-
-# ---- live explorers --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

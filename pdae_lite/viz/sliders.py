@@ -34,8 +34,7 @@ def pixels_of(images: Tensor, name: str = "images") -> Tensor:
 def tile(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
     """Images [N, C, H, W] side by side as one: uint8 [C, h, w], row by row, `gap` pixels of card colour between them.
 
-    Floats are taken as [−1, 1] and clamped. `columns` None: all in one row.
-    """
+    Floats are taken as [−1, 1] and clamped. `columns` None: all in one row."""
     pixels = pixels_of(images)
     n, c, h, w = pixels.shape
     columns = n if columns is None else min(columns, n)

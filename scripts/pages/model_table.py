@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pdae_lite
-from pdae_lite.checkpoint import write_text
+from pdae_lite.checkpoint import shipped_file, write_text
 from pdae_lite.data import ASSETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ def table() -> str:
     for name, kind in models:
         o = json.loads((ASSETS / f"{name}_{kind}.json").read_text(encoding="utf-8"))
         call = f'load("{name}")' if kind == "pdae" else f'load("{name}", "{kind}")'
-        size = pdae_lite.shipped_file(name, kind).stat().st_size / 1e6
+        size = shipped_file(name, kind).stat().st_size / 1e6
         what = WHAT[kind].format(z_dim=o.get("z_dim"), shape="×".join(map(str, o.get("images", ()))))
         rows.append(f"| `{call}` | {what} | {size:.1f} MB | {seen(o, kind)} | {quality(o, kind)} | "
                     f"`{name}_{kind}.md` |")

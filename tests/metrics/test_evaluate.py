@@ -119,7 +119,7 @@ def test_commands_name_what_differs_from_the_preset():
     model = load_model(DIGITS)
     model.metadata["training"] = asdict(replace(PRESETS["digits"].train, steps=10, log_every=3))
     assert cards.changes("pdae", model.metadata, model) == " --set train.steps=10 --set form=paper --set precondition=v"
-    model.dpm.model.config = replace(model.dpm.config, base_channels=24)
+    model.dpm.config = replace(model.dpm.config, base_channels=24)
     assert cards.changes("pretrain", model.metadata["dpm_training"], model) == " --set unet.base_channels=24"
     of_gpu = cards.changes("pretrain", {"preset": "digits_gpu", "data": "digits"}, load_model(DIGITS))
     assert of_gpu.startswith(" --preset digits_gpu --set ")
