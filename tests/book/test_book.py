@@ -56,7 +56,7 @@ def test_config():
     assert "sphinx_thebe" not in sphinx["extensions"]
     scripts = [sphinx["mathjax_path"], *sphinx["nb_ipywidgets_js"], *(name for name, _ in sphinx["html_js_files"])]
     for path in [*scripts, *sphinx["html_css_files"]]:
-        assert (BOOK / "_assets" / path).is_file(), path
+        assert any((BOOK / "_assets" / f"{path}{packed}").is_file() for packed in ("", ".xz")), path
 
 
 def test_every_chapter_exists_and_every_page_is_listed():
