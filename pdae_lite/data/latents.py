@@ -27,7 +27,8 @@ def latents(codec: nn.Module, data, flip: bool = False, cache: Path | None = Non
     if path is not None and path.is_file():
         found = read(path)[0]
         return TensorDataset(*(found[name] for name in ("x_0", "labels") if name in found))
-    x_0, labels = encoded(lambda x: codec.encode(to_float(x)), data, codec.device, batch_size, flip, progress)
+    x_0, labels = encoded(lambda x: codec.encode(to_float(x)), data, next(codec.parameters()).device,
+                          batch_size, flip, progress)
     found = {"x_0": x_0} | ({} if labels is None else {"labels": labels})
     if path is not None:
         write(path, found, {"images": len(found["x_0"]), "flip": flip})
