@@ -11,7 +11,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 BUILT  := book/_build/.built
-PAGES  := _config.yml _toc.yml $(wildcard book/*.md book/*.html book/*.bib book/_assets/* book/_assets/vendor/* book/_ext/*.py notebooks/*.ipynb pdae_lite/*.py pdae_lite/*/*.py)
+PAGES  := _config.yml _toc.yml $(wildcard book/*.md book/*.html book/*.bib book/_assets/* book/_assets/vendor/* book/_ext/*.py notebooks/*.ipynb pdae_lite/*.py pdae_lite/*/*.py pdae_lite/assets/live/*)
 
 # Options for jupyter-book and pytest, for example: make book JB="-W -n --keep-going"
 JB     ?=

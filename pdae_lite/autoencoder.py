@@ -1,5 +1,4 @@
 """What PDAE and Diff-AE have in common: encode, decode, invert, noise, files."""
-import copy
 from abc import ABC, abstractmethod
 
 import torch
@@ -71,7 +70,7 @@ class Autoencoder(Hub, Saved, ABC):
             steps: network evaluations, 1 … T.
             sampler: "ddim", "ddpm" or "dpm_solver".
             generator: of all that is drawn.
-            dtype: torch.bfloat16 runs the networks in it, by autocast, on a copy made in this call; None: as they are.
+            dtype: torch.bfloat16 runs the networks in it, by autocast; None: as they are.
             options: of the denoiser (a PDAE's `scale`, `off_last`, `shift`), or of the sampler (`eta`, `clip`, …).
         """
         check_sampler(sampler)
@@ -80,8 +79,7 @@ class Autoencoder(Hub, Saved, ABC):
         if len(z) not in (1, len(x_T)):
             raise ValueError(f"z holds {len(z)} codes for {len(x_T)} noises x_T; want one each, or one for all")
         given = {name: options.pop(name) for name in self.denoiser_options if name in options}
-        model = self if dtype is None else cast_ahead(self, dtype)
-        denoiser = model.denoiser(z, **self.sampler_options(sampler) | given)
+        denoiser = self.denoiser(z, **self.sampler_options(sampler) | given)
         with torch.autocast(x_T.device.type, dtype, enabled=dtype is not None):
             x_0 = SAMPLERS[sampler](denoiser, x_T, self.schedule, steps, generator=generator, **options)
         return x_0 if self.codec is None else self.codec.decode(x_0)
@@ -119,17 +117,6 @@ class Autoencoder(Hub, Saved, ABC):
             return self.codec.encode(images)
         check_images(images, self.network.config.in_channels, 1, "x_0", self.data_range)
         return images
-
-
-def cast_ahead(model: Autoencoder, dtype: torch.dtype) -> Autoencoder:
-    """A copy for autocast (encoder and codec stay the same objects) whose convolutions and linear layers hold their
-    weights in `dtype` already, channels_last: else each step of a sampler would cast and reorder them anew."""
-    kept = {id(m): m for part in (model.encoder, model.codec) if part is not None for m in part.modules()}
-    fast = copy.deepcopy(model, dict(kept))
-    for layer in fast.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) and id(layer) not in kept:
-            layer.to(dtype=dtype, memory_format=torch.channels_last)
-    return fast
 
 
 def load_autoencoder(name: str) -> Autoencoder:

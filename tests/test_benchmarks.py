@@ -4,12 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from fixtures import fixture
 
-from pdae_lite import interop, metrics
+from pdae_lite import metrics
 from pdae_lite.commands.settings import UsageError, override
 from pdae_lite.data import ASSETS
 from pdae_lite.metrics.features import Features
@@ -31,8 +29,6 @@ def load(name):
 
 
 benchmark, report = load("training"), load("sampling_report")
-sys.path.insert(0, str(BENCHMARKS))
-release = load("release")
 
 TINY = [f"{name}={value}" for name, value in {
     "unet.image_size": 16, "unet.base_channels": 8, "unet.channel_mult": "1,2", "unet.attention_downsampling": 2, "unet.patch_size": 1,
@@ -290,32 +286,3 @@ def test_the_readme_shows_what_is_stored():
     text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     for name in ("digits", "peeps"):
         assert report.markdown(stored(name)) in text, f"python benchmarks/sampling_report.py pdae_lite/assets/sampling_{name}.json"
-
-
-# ---- beside the release -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("contiguous", [False, True])
-def test_the_structure_of_the_release_gives_its_outputs(contiguous):
-    folder = fixture("official_pdae_tiny")
-    pdae = interop.load_released_pdae(folder / "checkpoint.pt", folder / "config.yml", folder / "ddpm_config.yml")
-    with np.load(folder / "expected.npz") as f:
-        e = {name: torch.from_numpy(np.asarray(f[name])) for name in f.files}
-    made = release.Release(pdae, contiguous)
-    with torch.no_grad():
-        eps, gradient = made.decoder(e["x_t"], e["t"], e["z"])
-        for got, name in ((made.encoder(e["x_0"]), "z"), (eps, "eps"), (gradient, "gradient"),
-                          (made.loss(e["x_0"], e["t"], e["noise"]), "loss")):
-            torch.testing.assert_close(got, e[name], rtol=1e-4, atol=1e-5)
-    sample = made.decode(e["z"], e["x_T"], 10)
-    assert float(((sample - e["ddim10_sample"]).abs() <= 1e-4).float().mean()) >= 0.999  # as in tests/interop/test_interop.py
-    assert sum(m.contiguous for m in made.decoder.modules() if isinstance(m, release.Attention)) == (7 if contiguous else 0)
-
-
-def test_the_library_beside_the_release(tmp_path, monkeypatch):
-    small = override(PRESETS["celeba64"], TINY, benchmark.SETTINGS)
-    monkeypatch.setitem(PRESETS, "celeba64", small)
-    result = release.main(["--batch-size", "2", "--steps", "1", "--rounds", "2", "--json", str(tmp_path / "r.json")])
-    assert json.loads((tmp_path / "r.json").read_text()) == result
-    for part in ("decode", "step"):
-        assert len(result[part]) == 6 and result[part]["release's structure"]["times_as_fast"] == 1.0

@@ -24,10 +24,6 @@ class GroupNorm(nn.GroupNorm):
         if x.dtype not in (torch.bfloat16, torch.float16):
             return super().forward(x)
         weight, bias = self.weight.float(), self.bias.float()  # a model that was cast as a whole holds halves here, too
-        if x.device.type == "cpu":  # its kernel computes halves in float32, and fast where channels come first
-            y = F.group_norm(x.contiguous(), self.num_groups, weight, bias, self.eps)
-            last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-            return y.contiguous(memory_format=torch.channels_last) if last else y
         return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
@@ -80,20 +76,17 @@ class ResBlock(nn.Module):
         x = self._resample(x)
         if self.out_layers is None:
             return self.skip_connection(x) + h
-        scale, shift = 1, 0  # of t and z together: one pass over h
-        if emb is not None:
-            emb_out = self.emb_layers(emb)[:, :, None, None].to(h.dtype)
-            if self.scale_shift:
-                t_s, shift = emb_out.chunk(2, 1)
-                scale = 1 + t_s
-            else:
-                h = h + emb_out
+        emb_out = None if emb is None else self.emb_layers(emb)[:, :, None, None].to(h.dtype)
+        if emb_out is None:
+            h = self.out_layers[0](h)
+        elif self.scale_shift:
+            t_s, t_b = emb_out.chunk(2, 1)
+            h = self.out_layers[0](h) * (1 + t_s) + t_b
+        else:
+            h = self.out_layers[0](h + emb_out)
         if emb_z is not None:
             z_s, *z_b = self.emb_z_layers(emb_z)[:, :, None, None].to(h.dtype).chunk(1 if self.z_scale_only else 2, 1)
-            scale, shift = scale * (1 + z_s), shift * (1 + z_s) + sum(z_b)
-        h = self.out_layers[0](h)
-        if torch.is_tensor(scale):
-            h = torch.addcmul(shift, h, scale)
+            h = h * (1 + z_s) + sum(z_b)
         return self.skip_connection(x) + self.out_layers[1:](h)
 
 
@@ -114,21 +107,17 @@ class AttentionBlock(nn.Module):
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c = x.shape[:2]
+        n, c, *spatial = x.shape
+        x = x.reshape(n, c, -1)
+        qkv = self.qkv(self.norm(x))  # [N, 3C, L]
         d = c // self.num_heads
-        h = self.norm(x).flatten(2).transpose(1, 2)  # [N, L, C]: a view where x is channels_last
-        qkv = F.linear(h, self.qkv.weight.squeeze(-1), self.qkv.bias)  # [N, L, 3C]
-        # q, k, v [N, heads, L, d], the last dimension dense: else torch's fused kernel for a CPU doesn't take them.
+        # Contiguous, with the channels last: else scaled_dot_product_attention takes its slow path on a CPU.
         if self.new_order:
-            q, k, v = qkv.reshape(n, -1, 3, self.num_heads, d).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv.reshape(n, 3, self.num_heads, d, -1).transpose(-1, -2).contiguous().unbind(1)
         else:
-            q, k, v = qkv.reshape(n, -1, self.num_heads, 3, d).permute(3, 0, 2, 1, 4)
-        if q.device.type == "cpu" and q.shape[2] <= 256:  # few positions: its backward pass is the slower one
-            a = (q * d**-0.5 @ k.transpose(-1, -2)).softmax(-1) @ v
-        else:
-            a = F.scaled_dot_product_attention(q, k, v)
-        a = a.transpose(1, 2).reshape(n, -1, c)
-        return x + F.linear(a, self.proj_out.weight.squeeze(-1), self.proj_out.bias).transpose(1, 2).reshape(x.shape)
+            q, k, v = qkv.reshape(n, self.num_heads, 3, d, -1).transpose(-1, -2).contiguous().unbind(2)
+        a = F.scaled_dot_product_attention(q, k, v)  # [N, heads, L, d]
+        return (x + self.proj_out(a.transpose(-1, -2).reshape(n, c, -1))).reshape(n, c, *spatial)
 
 
 class Downsample(nn.Module):

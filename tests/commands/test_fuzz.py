@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -236,7 +235,7 @@ def test_some_of_them_as_processes(here, tmp_path):
     """The same code, and nothing that a process adds to the line."""
     def run(case):
         argv, code = case
-        own = shutil.copytree(here, tempfile.mkdtemp(dir=tmp_path), dirs_exist_ok=True)
+        own = shutil.copytree(here, tmp_path / str(seen.index(case)))
         done = subprocess.run([sys.executable, "-m", "pdae_lite", *map(os.fsencode, argv)], cwd=own, capture_output=True, timeout=300)
         check(argv, done.returncode, done.stderr.decode(errors="replace"))
         assert done.returncode == code, (argv, code, done)

@@ -2,6 +2,7 @@
 import os
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -31,22 +32,24 @@ def chromium():
 
 @contextmanager
 def opened(browser, path, javascript: bool = True, **options):
-    """A page of a local file. On leaving, fails if the page logged an error or asked another host for anything."""
+    """A page of a local file, or of a URL. On leaving, fails if it logged an error or asked another host for anything."""
+    url = path if isinstance(path, str) else path.as_uri()
+    here = LOCAL if isinstance(path, Path) else (*LOCAL, url.rsplit("/", 1)[0])
     context = browser.new_context(java_script_enabled=javascript, **options)
     page = context.new_page()
     problems = []
     page.on("console", lambda m: problems.append(f"console: {m.text}") if m.type == "error" else None)
     page.on("pageerror", lambda e: problems.append(f"error: {e}"))
-    page.on("request", lambda r: None if r.url.startswith(LOCAL) else problems.append(f"request to {r.url}"))
+    page.on("request", lambda r: None if r.url.startswith(here) else problems.append(f"request to {r.url}"))
     if javascript:  # without it, the browser drops the scripts that it had begun to preload
         page.on("requestfailed", lambda r: problems.append(f"failed: {r.url}"))
     try:
-        page.goto(path.as_uri(), wait_until="load")
+        page.goto(url, wait_until="load")
         yield page
         page.wait_for_timeout(100)
     finally:
         context.close()
-    assert not problems, f"{path.name}: {problems[:5]}"
+    assert not problems, f"{url}: {problems[:5]}"
 
 
 def shown(page, name):
