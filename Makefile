@@ -96,6 +96,7 @@ results: $(READY)
 		--work $(RUNS)/truncation_short --out $(MEASURED)/truncation_short.json
 	$(BIN)/python scripts/results/pixel_probe.py
 	$(BIN)/python scripts/results/along.py --work $(RUNS)/along
+	$(BIN)/python scripts/results/any_dpm.py --runs $(RUNS)/any_dpm
 	$(BIN)/pdae evaluate --table 1 --model digits --count 100 --batch-size 20 --json $(MEASURED)/table_1_digits.json
 	$(BIN)/pdae evaluate --table 1 --model peeps --count 100 --batch-size 20 --json $(MEASURED)/table_1_peeps.json
 	$(BIN)/pdae evaluate --table 2 --model peeps --steps 2,5,10,20,50,100 --dtype bf16 --samples 1000 --json $(MEASURED)/table_2_peeps.json

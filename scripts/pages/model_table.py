@@ -52,7 +52,7 @@ def quality(o: dict, kind: str) -> str:
 
 def table() -> str:
     rows = ["| load | what | file | images seen | quality on held-out images | card |", "|---|---|---|---|---|---|"]
-    models = sorted((pair for pair in pdae_lite.shipped() if not pair[1].endswith("probe")), key=lambda p: (p[0], ORDER.index(p[1])))
+    models = sorted((pair for pair in pdae_lite.shipped() if pair[1] in ORDER), key=lambda p: (p[0], ORDER.index(p[1])))
     for name, kind in models:
         o = json.loads((ASSETS / f"{name}_{kind}.json").read_text(encoding="utf-8"))
         call = f'load("{name}")' if kind == "pdae" else f'load("{name}", "{kind}")'

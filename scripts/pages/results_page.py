@@ -29,6 +29,7 @@ TITLES = {
     "sampling_digits": "Quality against cost of solvers and inversions: digits",
     "sampling_peeps": "Quality against cost of solvers and inversions: faces",
     "along": "What a PDAE draws along its training",
+    "any_dpm": "PDAE on flow matching and on latents, beside VP and pixels",
     "trials": "Trials: trainings that differ in one choice",
     "training_options": "What each option of training costs and buys, in time",
     "training_efficiency": "Training efficiency: PDAE and Diff-AE on equal images (Section 4.1)",

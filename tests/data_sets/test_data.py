@@ -64,6 +64,22 @@ def test_the_shipped_model_is_the_one_on_its_card_and_as_good(name, kind):
     assert (fill - recorded).abs().max() < 0.05  # 100 of the held-out images
 
 
+@pytest.mark.parametrize("name, kind", [("digits", "flow"), ("peeps", "latents")])
+def test_the_dpms_of_other_families_are_those_of_the_record(name, kind):
+    whole = json.loads((data.ASSETS / "any_dpm.json").read_text())
+    record = whole["models"][f"{name}_{kind}"]
+    assert file_digest(shipped_file(name, kind)) == record["file"]["sha256"]
+    assert sum(whole["models"][m]["file"]["bytes"] for m in ("digits_flow", "peeps_latents")) < 4 * 2**20
+    model = pdae_lite.load(name, kind)
+    x = (data.digits("test") if name == "digits" else data.peeps("test", 32)).floats(slice(0, 100))
+    x_0, log_snr = x if model.codec is None else model.codec.encode(x), model.schedule.snr.log()
+    ts = [int((log_snr - at).abs().argmin()) for at in (-3.0, 0.0, 2.0)]
+    both = (lambda x: model.trained_denoiser(model.encoder(x))), lambda x: model.dpm
+    errors = [losses.noise_error(denoiser, x_0, model.schedule, ts) for denoiser in both]
+    recorded = torch.tensor([record["fill"][whole["log_snr"].index(at)] for at in (-3.0, 0.0, 2.0)])
+    assert (losses.fill(*errors) - recorded).abs().max() < 0.05  # int8, and half of the images
+
+
 def test_assets_stay_within_the_budget():
     sizes = [p.stat().st_size for p in data.ASSETS.rglob("*") if p.is_file()]
     assert max(sizes) < 15 * 2**20 and sum(sizes) < 60 * 2**20

@@ -225,16 +225,17 @@ def test_edits_samples_and_doctor_on_latents(tmp_path, capsys):
         level = 20 + 160 * place.startswith("light") + i
         photo = Image.effect_noise((32, 32), 30).point([level + v // 4 for v in range(256)])
         photo.convert("RGB").save(tmp_path / "photos" / place)
-    photo, model, photos_ = tmp_path / "photos" / places[0], tmp_path / "run" / "model.safetensors", f"classes:{tmp_path / 'photos'}"
+    photo, photos_ = tmp_path / "photos" / places[0], f"classes:{tmp_path / 'photos'}"
+    model, probe = tmp_path / "run" / "model.safetensors", tmp_path / "probe.safetensors"
     few = ["--steps", 3, "--batch-size", 4, "--precision", "no"]
-    run("train", "--dpm", f"hf:{folder}", "--prompt", "a cat", "--data", tmp_path / "photos", "--out", tmp_path / "run", *few,
-        "--set", "encoder.z_dim=4")
+    run("train", "--dpm", f"hf:{folder}", "--prompt", "a cat", "--data", tmp_path / "photos",
+        "--out", tmp_path / "run", *few, "--set", "encoder.z_dim=4")
     pdae = PDAE.load(model)
     want = interop.from_diffusers(folder, prompt="a cat")[0]
     with torch.no_grad():
         assert torch.equal(pdae.dpm(noisy(), T_BATCH), want(noisy(), T_BATCH))
-    run("probe", "--model", model, "--data", photos_, "--out", tmp_path / "probe.safetensors")
-    run("edit", photo, "--model", model, "--probe", tmp_path / "probe.safetensors", "--attribute", "light", "--scale", 0, 0.3,
+    run("probe", "--model", model, "--data", photos_, "--out", probe)
+    run("edit", photo, "--model", model, "--probe", probe, "--attribute", "light", "--scale", 0, 0.3,
         "--steps", 2, "--out", tmp_path / "e.png")
     run("latent", "--model", model, "--data", photos_, "--out", tmp_path / "latent", *few, "--set", "latent.width=8",
         "--set", "latent.layers=2")
@@ -244,7 +245,8 @@ def test_edits_samples_and_doctor_on_latents(tmp_path, capsys):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.size == size, name
     capsys.readouterr()
-    run("doctor", model, "--data", photos_, "--train", photos_, "--labels", "--images", 16, "--json", tmp_path / "d.json")
+    run("doctor", model, "--data", photos_, "--train", photos_, "--labels", "--images", 16,
+        "--json", tmp_path / "d.json")
     assert "by the codec alone" in capsys.readouterr().out.replace("\n" + " " * 22, " ")
     found = {f["check"]: f["numbers"] for f in json.loads((tmp_path / "d.json").read_text())["findings"]}
     assert set(found) == {"codes", "fill", "z", "overfitting", "x_T", "reconstruction", "memorisation", "probes"}

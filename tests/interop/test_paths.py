@@ -172,8 +172,8 @@ def test_an_ideal_network_on_each_path():
 
 def test_a_dpm_is_trained_by_flow_matching(tmp_path):
     """`--set prediction=flow --weight flow`: what is minimised is the mean of |v − (ε − x_0)|², over uniform τ."""
-    small = "--set unet.base_channels=8 --set unet.channel_mult=1,1 --set train.augment=none --set prediction=flow --weight flow"
-    short = "--steps 2 --batch-size 4 --precision no"
+    small = "--set unet.base_channels=8 --set unet.channel_mult=1,1 --set train.augment=none --steps 2 --batch-size 4"
+    short = "--precision no --set prediction=flow --weight flow"
     assert main(["pretrain", "--data", "digits", *small.split(), *short.split(), "--out", str(tmp_path / "dpm")]) == 0
     dpm, schedule = load_dpm(str(tmp_path / "dpm" / "model.safetensors"))
     assert schedule.same_as(interop.flow_schedule()) and dpm.prediction == "flow"
@@ -182,7 +182,8 @@ def test_a_dpm_is_trained_by_flow_matching(tmp_path):
     tau = ((t + 1) / 1001).view(-1, 1, 1, 1)
     with torch.no_grad():
         v = dpm.model((1 - tau) * x_0 + tau * eps, 1000 * tau.flatten())
-        assert dpm_loss(dpm, x_0, t, eps, schedule, "flow") == pytest.approx(float((v - (eps - x_0)).square().mean()), rel=2e-3)
+        want = (v - (eps - x_0)).square().mean()
+        assert dpm_loss(dpm, x_0, t, eps, schedule, "flow") == pytest.approx(float(want), rel=2e-3)
 
 
 def test_refusals():
