@@ -1,4 +1,4 @@
-"""The commands that the chapter "Bring your own DPM" shows, as it shows them, in a folder where every file that they
+"""The commands that the chapter "Any pre-trained DPM" shows, as it shows them, in a folder where every file that they
 name is a tiny one. Only steps, batch sizes and numbers of processes are made smaller."""
 import os
 import re
@@ -17,7 +17,7 @@ from pdae_lite.checkpoint import load_model
 from pdae_lite.commands import main
 
 ROOT = Path(__file__).parents[2]
-CHAPTER = ROOT / "notebooks" / "16_bring_your_own_dpm.ipynb"
+CHAPTER = ROOT / "notebooks" / "16_any_pretrained_dpm.ipynb"
 TINY = {
     "train": "--steps 1 --batch-size 2 --precision no --no-compile --set encoder.z_dim=4",
     "latent": "--steps 1 --batch-size 2 --set latent.width=16 --set latent.layers=3",
@@ -40,11 +40,16 @@ def shown():
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """What the chapter's reader has: a model of the hub's name, checkpoints of other projects, photos."""
+    from small_pipelines import save as save_pipeline
     from small_unets import diffusers, scheduler, unet
 
     folder = tmp_path_factory.mktemp("reader")
     diffusers.DDPMPipeline(unet("celebahq"),
                            scheduler("celebahq", "DDPMScheduler")).save_pretrained(folder / "google/ddpm-celebahq-256")
+    save_pipeline("sd", folder / "sd", sample_size=16)
+    (folder / "sd-legacy").mkdir()
+    (folder / "sd" / "pipeline").rename(folder / "sd-legacy/stable-diffusion-v1-5")
+    shutil.copy(fixture("diffae_tiny") / "ddpm_last.ckpt", folder / "last.ckpt")
     shutil.copy(fixture("adm_tiny") / "model.pt", folder / "64x64_diffusion.pt")
     shutil.copy(fixture("official_pdae_tiny") / "ddpm_checkpoint.pt", folder / "checkpoint.pt")
     shutil.copy(fixture("official_pdae_tiny") / "ddpm_config.yml", folder / "config.yml")

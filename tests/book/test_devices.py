@@ -2,7 +2,7 @@
 import ast
 
 import pytest
-from chapters import REWRITTEN
+from chapters import CHAPTERS
 from visible_code import plain
 
 DRAWS = {"randn", "rand", "randint", "randperm", "normal", "multinomial", "bernoulli"}
@@ -25,9 +25,9 @@ def nameless(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", REWRITTEN)
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_every_load_and_draw_names_its_device(name):
-    code = "\n".join(plain(c.source) for c in REWRITTEN[name].cells if c.cell_type == "code")
+    code = "\n".join(plain(c.source) for c in CHAPTERS[name].cells if c.cell_type == "code")
     assert code.count("pdae_lite.best_device()") == 1 and "use_accelerator" not in code
     assert nameless(code) == []
 

@@ -52,7 +52,7 @@ def test_was_executed_in_order(path):
 def test_checked_cells_have_outputs(path):
     """nbval never compares a cell that was stored without an output."""
     for number, cell in code_cells(path):
-        if "NBVAL_CHECK_OUTPUT" in cell.source or "nbval-check-output" in cell.metadata.get("tags", ()):
+        if "nbval-check-output" in cell.metadata.get("tags", ()):
             assert cell.outputs, f"cell {number} is to be compared, but has no output; {CURE}{path.stem}"
 
 

@@ -5,9 +5,9 @@ from functools import cache
 
 import pytest
 import timings_page
-from chapters import REWRITTEN, ROOT
+from chapters import CHAPTERS, ROOT
 
-chapters = pytest.mark.parametrize("name", REWRITTEN)
+chapters = pytest.mark.parametrize("name", CHAPTERS)
 
 
 @cache
@@ -55,19 +55,19 @@ def typed(text: str) -> list[str]:
 
 @chapters
 def test_no_stored_figure_is_typed_by_hand(name):
-    found = [n for c in REWRITTEN[name].cells if c.cell_type == "markdown" for n in typed(c.source)]
+    found = [n for c in CHAPTERS[name].cells if c.cell_type == "markdown" for n in typed(c.source)]
     assert not found, f"{found}: let a cell write the sentence (viz.say), or round it to words"
 
 
 @chapters
 def test_chapters_are_named_by_links(name):
-    text = "\n".join(c.source for c in REWRITTEN[name].cells)
+    text = "\n".join(c.source for c in CHAPTERS[name].cells)
     assert not re.findall(r"\b[Cc]hapters? \d+|\b[Ee]xercises? \d+", text)
 
 
 @chapters
 def test_the_head_gives_the_measured_minutes(name):
-    head = next(c.source for c in REWRITTEN[name].cells if c.cell_type == "markdown")
+    head = next(c.source for c in CHAPTERS[name].cells if c.cell_type == "markdown")
     assert head.count("**Time:**") == 1 and timings_page.minutes(name) in head, "run scripts/run_notebooks.py"
 
 

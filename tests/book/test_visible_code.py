@@ -6,15 +6,15 @@ from pathlib import Path
 import nbformat
 import pytest
 import visible_code
-from chapters import REWRITTEN
+from chapters import CHAPTERS
 
 EQUATIONS = json.loads((Path(__file__).parent / "equations.json").read_text(encoding="utf-8"))
-chapters = pytest.mark.parametrize("name", REWRITTEN)
+chapters = pytest.mark.parametrize("name", CHAPTERS)
 
 
 @chapters
 def test_a_page_shows_the_idea(name):
-    m = visible_code.measure(REWRITTEN[name])
+    m = visible_code.measure(CHAPTERS[name])
     assert m["showing"] <= 0.15 * m[
         "visible"], f"{m['showing']} of {m['visible']} visible lines plot, print or assert: fold them"
     assert m["decimals"] <= 60, f"{m['decimals']} printed decimals"
@@ -24,7 +24,7 @@ def test_a_page_shows_the_idea(name):
 
 @chapters
 def test_a_folded_cell_says_what_is_inside(name):
-    for cell in REWRITTEN[name].cells:
+    for cell in CHAPTERS[name].cells:
         if set(cell.metadata.get("tags", ())) & {"hide-input", "hide-cell"}:
             prompt = cell.metadata.get("mystnb", {}).get("code_prompt_show", "")
             assert len(prompt) >= 7, f'{cell.id}: metadata needs {{"mystnb": {{"code_prompt_show": "what is inside"}}}}'
@@ -32,7 +32,7 @@ def test_a_folded_cell_says_what_is_inside(name):
 
 @chapters
 def test_every_numbered_equation_has_its_line_of_code(name):
-    notebook, known = REWRITTEN[name], EQUATIONS.get(name, {})
+    notebook, known = CHAPTERS[name], EQUATIONS.get(name, {})
     text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
     labels = re.findall(r"^\$\$ \(([\w-]+)\)", text, re.M)
     changed = set(labels) ^ set(known)
