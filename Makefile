@@ -108,7 +108,7 @@ results: $(READY)
 	$(BIN)/python scripts/pages/results_page.py
 
 clean:
-	rm -rf book/_build build dist pdae_lite.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf book/_build build dist pdae_lite.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find pdae_lite tests scripts notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 $(BUILT): $(READY) $(PAGES)

@@ -1,8 +1,9 @@
 """What PDAE and Diff-AE have in common: encode, decode, invert, noise, files."""
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import sampling
 from .checkpoint import CheckpointError, Saved, load_model, model_file
@@ -10,20 +11,20 @@ from .hub import Hub
 from .networks.blocks import check_images
 from .schedule import NoiseSchedule
 
-SAMPLERS = {"ddim": sampling.ddim, "ddpm": sampling.ddpm, "dpm_solver": sampling.dpm_solver}
+SAMPLERS: dict[str, Any] = {"ddim": sampling.ddim, "ddpm": sampling.ddpm, "dpm_solver": sampling.dpm_solver}
 
 
 class Autoencoder(Hub, Saved, ABC):
     """A diffusion autoencoder: an encoder x_0 -> z, and a denoiser that knows z."""
 
-    encoder: nn.Module
+    encoder: Any
     schedule: NoiseSchedule
-    codec: nn.Module | None  # set by each: a value here would hide the module
+    codec: Any  # set by each: a value here would hide the module
     denoiser_options: tuple[str, ...] = ()  # what `denoiser` takes beside z
 
     @property
     @abstractmethod
-    def network(self) -> nn.Module:
+    def network(self) -> Saved:
         """The noise predictor whose `config` and `data_range` say what images are."""
 
     @abstractmethod

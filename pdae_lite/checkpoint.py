@@ -3,6 +3,7 @@ import os
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +12,17 @@ from .schedule import NoiseSchedule
 from .storage import PACKED, CheckpointError, atomic_path, read, tensors_digest, to_float32, to_int8, write, write_text
 
 __all__ = ["CheckpointError", "Saved", "Source", "atomic_path", "best_device", "build", "check_references", "describe",
-           "keep_by", "keep_shipped", "load", "load_model", "model_file", "read", "save_model", "shipped", "shipped_file",
-           "tensors_digest", "write", "write_text"]
-
+           "keep_by", "keep_shipped", "load", "load_model", "model_file", "read", "save_model", "shipped",
+           "shipped_file", "tensors_digest", "write", "write_text"]
 ASSETS = Path(__file__).parent / "assets"
 
 # ---- models by name ---------------------------------------------------------------------------------------------
 
 # Where each type is defined. Imported when one is built: everything stands above this file.
-TYPES = {"UNet": "networks.unet", "AsEpsilon": "networks.dpm", "BlackBox": "networks.side", "NoisyClassifier": "networks.classifier",
-         "SemanticEncoder": "networks.encoder", "UNetEncoder": "networks.encoder", "LabelEncoder": "networks.encoder",
-         "PDAE": "pdae", "DiffAE": "diffae", "WithClass": "interop.adm", "OnPath": "interop.paths", "DiffusersDPM": "interop.diffusers_dpm",
+TYPES = {"UNet": "networks.unet", "AsEpsilon": "networks.dpm", "BlackBox": "networks.side",
+         "NoisyClassifier": "networks.classifier", "SemanticEncoder": "networks.encoder",
+         "UNetEncoder": "networks.encoder", "LabelEncoder": "networks.encoder", "PDAE": "pdae", "DiffAE": "diffae",
+         "WithClass": "interop.adm", "OnPath": "interop.paths", "DiffusersDPM": "interop.diffusers_dpm",
          "Codec": "interop.codec", "FeatureNet": "metrics.features", "LatentDPM": "applications.latent",
          "LinearProbe": "applications.attributes"}
 # What brings the weights that a file left out: name -> state dict.
@@ -57,10 +58,11 @@ class Saved(nn.Module):
     """A model with a file of its own: weights and configuration, enough to build it anew.
 
     By default the configuration is the frozen dataclass `config`, of type `Config`, all that the constructor takes.
-    Other models have a `to_config` of their own, which gives the constructor's arguments, models and schedules described.
-    """
+    Other models have a `to_config` of their own: the constructor's arguments, models and schedules described."""
 
     Config: type | None = None
+    if TYPE_CHECKING:  # torch says that every attribute is a Tensor or a Module
+        def __getattr__(self, name: str) -> Any: ...
 
     def to_config(self) -> dict:
         """The configuration as JSON-able values."""
@@ -151,8 +153,8 @@ def keep_by(model: nn.Module, how: str) -> None:
     if how not in ("value", "reference"):
         raise ValueError(f"keep {how!r}; want 'value' or 'reference'")
     if how == "reference" and not sources:
-        raise ValueError("keep 'reference' is for a DPM that from_diffusers read from a folder or the hub; this one was "
-                         "in memory")
+        raise ValueError("keep 'reference' is for a DPM that from_diffusers read from a folder or the hub; this one "
+                         "was in memory")
     for source in sources:
         source.by_reference = how == "reference"
 
@@ -295,5 +297,4 @@ def load_model(path: str | os.PathLike, expect: type | None = None) -> nn.Module
 
 
 def _prefix(part: str) -> str:
-    """What the names of a part's tensors begin with."""
     return f"{part}." if part else ""

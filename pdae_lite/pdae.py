@@ -1,5 +1,6 @@
 """PDAE: a frozen DPM, a semantic encoder and an estimator of what z adds (Section 3)."""
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ Scale = float | Tensor | Callable[[Tensor], Tensor]  # a number, [N], or a funct
 def scale_at(scale: Scale, t: Time, like: Tensor, first_t: float = 0.0) -> float | Tensor:
     """The scale of a shift at t, 0 below `first_t`: a number, or [N] for `like` [N, …], on the CPU."""
     one = not torch.is_tensor(t) or t.ndim == 0 and t.device.type == "cpu"
-    t = torch.tensor(int(t), device="cpu") if one else t.cpu()
+    t = torch.tensor(int(t), device="cpu") if one else torch.as_tensor(t).cpu()
     value = scale(t) if callable(scale) else scale
     if not isinstance(value, (int, float)):
         value = torch.as_tensor(value, dtype=torch.float32, device="cpu").reshape(-1)
@@ -45,7 +46,8 @@ class ShiftedDenoiser:
 
     def __init__(self, pdae: "PDAE", z: Tensor, scale: Scale = 1.0, off_last: float = 0.0, shift: str | None = None):
         if shift is not None and pdae.form != "paper":
-            raise ValueError(f"shift={shift!r}, but this PDAE is in the difference form, whose shift has one form only; leave "
+            raise ValueError(f"shift={shift!r}, but this PDAE is in the difference form, whose shift has one form "
+                             "only; leave "
                              "it out")
         if shift not in (None, *SHIFTS):
             raise ValueError(f"shift {shift!r}; want one of {', '.join(SHIFTS)}")
@@ -99,7 +101,7 @@ class PDAE(Autoencoder):
     default_weight = "pdae"
     denoiser_options = ("scale", "off_last", "shift")
 
-    def __init__(self, dpm: Callable, encoder: nn.Module, schedule: NoiseSchedule, estimator: nn.Module | None = None,
+    def __init__(self, dpm: Any, encoder: nn.Module, schedule: NoiseSchedule, estimator: nn.Module | None = None,
                  precondition: str | None = None, form: str | None = None, codec: nn.Module | None = None):
         super().__init__()
         if form is None:
@@ -110,8 +112,9 @@ class PDAE(Autoencoder):
             raise ValueError(f"precondition {precondition!r}; want None or 'v'" if form == "paper" else
                              f"precondition {precondition!r} is the paper's form's; want form='paper', or None")
         if not hasattr(dpm, "trunk"):
-            dpm = BlackBox(dpm, schedule, encoder.config.image_size, encoder.config.in_channels)
-        config = getattr(dpm, "config", None)
+            images: Any = encoder.config
+            dpm = BlackBox(dpm, schedule, images.image_size, images.in_channels)
+        config: Any = getattr(dpm, "config", None)
         if getattr(config, "num_classes", None) is not None:
             raise ValueError(f"the DPM is class-conditional (num_classes={config.num_classes}); fix a class: "
                              "load_adm(…, label=…)")
@@ -141,7 +144,7 @@ class PDAE(Autoencoder):
         return nn.ModuleDict({"encoder": self.encoder, "estimator": self.estimator})
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> Any:
         """The frozen DPM."""
         return self.dpm
 

@@ -4,6 +4,7 @@ They know nothing of z, classes or guidance: those live in the denoiser. Each st
 `t_next`; t = −1 is the clean image (ᾱ = 1). Denoisers are told t as a 0-d int64 tensor on the CPU."""
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,15 +28,15 @@ def time_grid(schedule: NoiseSchedule, steps: int = 100, grid: Grid = "uniform")
     - ``"cubic"``: T·u³ − 1, likewise: for `dpm_solver`, with `correct`, the most exact of these with 12 or more steps
     - a sequence of t: the denoiser is evaluated there and nowhere else; −1 is added if it is absent"""
     if not isinstance(grid, str):
-        points = sorted({int(t) for t in grid} | {-1})
-        if len(points) < 2 or points[0] < -1 or points[-1] > schedule.T - 1:
-            raise ValueError(f"grid runs from {points[0]} to {points[-1]} in {len(points)} points; want some t in "
+        own = sorted({int(t) for t in grid} | {-1})
+        if len(own) < 2 or own[0] < -1 or own[-1] > schedule.T - 1:
+            raise ValueError(f"grid runs from {own[0]} to {own[-1]} in {len(own)} points; want some t in "
                              f"0…{schedule.T - 1}")
-        return points
+        return own
     if not 1 <= steps <= schedule.T or int(steps) != steps:
         raise ValueError(f"steps={steps}; want a whole number from 1 to T={schedule.T}")
     if grid == "uniform":
-        points = map(round, _linspace(-1, schedule.T - 1, steps))
+        points: Iterable[float] = map(round, _linspace(-1, schedule.T - 1, steps))
     elif grid == "paper":
         points = _linspace(0, schedule.T - 1, steps)
     elif grid in POWERS:
@@ -153,7 +154,9 @@ def dpm_solver(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: 
         generator: not used, as nothing is drawn.
     """
     limits = clip_range(denoiser, clip)
-    x, before, last = x_T, None, None  # before: λ and x̂_0 of the last point; last: the step that led here
+    x = x_T
+    before: Any = None  # λ and x̂_0 of the last point
+    last: Any = None  # the step that led here
     points = time_grid(schedule, steps, grid)[::-1]
     for t_cur, t_next in _pairs(points, progress, "dpm_solver"):
         (a, s), (a_next, s_next) = schedule.level(t_cur), schedule.level(t_next)
@@ -161,7 +164,7 @@ def dpm_solver(denoiser: Denoiser, x_T: Tensor, schedule: NoiseSchedule, steps: 
         if limits is not None:
             x_0 = x_0.clamp(*limits)
         if correct and last is not None:
-            x = _corrected(*last, x_0)
+            x = _corrected(*last, x_0)  # type: ignore[call-arg]
         lam = math.log(a / s)
         estimate, shrink = x_0, s_next / s * (a / a_next)  # e^{−h}
         h = math.log(a_next / s_next) - lam if s_next > 0 else math.inf

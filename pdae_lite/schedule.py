@@ -3,6 +3,7 @@
 Code counts t = 0 … T−1 where the paper counts 1 … T. The clean image is t = −1, with ᾱ_{−1} = 1. Everywhere t is an int
 or a 0-d tensor, one for all images, or an int64 tensor [N], one for each."""
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -135,7 +136,8 @@ class NoiseSchedule(nn.Module):
         name = arguments.pop("name", None)
         if name is None:
             return cls(arguments["beta"])
-        makers = {"linear": cls.linear, "cosine": cls.cosine, "constant": cls.constant}
+        makers: dict[str, Callable[..., NoiseSchedule]] = {"linear": cls.linear, "cosine": cls.cosine,
+                                                           "constant": cls.constant}
         if name not in makers:
             raise ValueError(f"schedule {name!r}; want one of {', '.join(makers)}, or a list 'beta'")
         return makers[name](**arguments)

@@ -32,7 +32,7 @@ def group_norm(channels: int) -> GroupNorm:
     return GroupNorm(math.gcd(32, channels), channels, eps=1e-5)
 
 
-def zeroed(module: nn.Module) -> nn.Module:
+def zeroed(module):
     """The module with every parameter set to zero."""
     for p in module.parameters():
         nn.init.zeros_(p)
@@ -145,7 +145,7 @@ class Upsample(nn.Module):
 class Stage(nn.Sequential):
     """A sequence whose residual blocks also receive the embeddings."""
 
-    def forward(self, x: Tensor, emb: Tensor | None, emb_z: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None, emb_z: Tensor | None = None):  # type: ignore[override]
         for layer in self:
             x = layer(x, emb, emb_z) if isinstance(layer, ResBlock) else layer(x)
         return x

@@ -48,7 +48,7 @@ class NoisePredictor(Saved):
 class Wrapped(NoisePredictor):
     """A network in another's place: its configuration, data range, trunk, head and estimators are its own."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: NoisePredictor):
         super().__init__()
         self.model, self.config, self.data_range = model, model.config, model.data_range
 
@@ -74,7 +74,7 @@ class AsEpsilon(Wrapped):
 
     A network that predicts v is right about ε for free where t is large: its error enters ε times √ᾱ_t."""
 
-    def __init__(self, model: nn.Module, prediction: str, schedule: NoiseSchedule):
+    def __init__(self, model: NoisePredictor, prediction: str, schedule: NoiseSchedule):
         super().__init__(model)
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction {prediction!r}; want one of {', '.join(PREDICTIONS)}")
@@ -88,7 +88,7 @@ class AsEpsilon(Wrapped):
         return {"model": describe(self.model), "prediction": self.prediction, "schedule": self.schedule.to_config()}
 
 
-def as_epsilon(model: nn.Module, kind: str, schedule: NoiseSchedule) -> nn.Module:
+def as_epsilon(model: NoisePredictor, kind: str, schedule: NoiseSchedule) -> nn.Module:
     """`model` itself if it predicts ε, otherwise wrapped in `AsEpsilon`. `kind`: "epsilon", "v" or "x_0"."""
     return model if kind == "epsilon" else AsEpsilon(model, kind, schedule)
 

@@ -73,7 +73,7 @@ class SemanticEncoder(Saved):
 
     def forward(self, x_0: Tensor) -> Tensor:
         _check_size(x_0, self.config)
-        return self.encoder(x_0.to(self.encoder[0].weight.dtype))
+        return self.encoder(x_0.to(next(self.encoder.parameters()).dtype))
 
 
 def _check_size(x_0: Tensor, config: EncoderConfig | UNetConfig) -> None:
@@ -107,14 +107,14 @@ class UNetEncoder(Saved):
         self.middle_block = middle_block(config.unet, t=False)
         for block in self.modules():
             if config.short_blocks and isinstance(block, ResBlock):
-                block.out_layers = None
+                block.out_layers = None  # type: ignore[assignment]
         self.out = nn.Sequential(group_norm(skips[-1]), nn.SiLU(), nn.AdaptiveAvgPool2d(1),
                                  nn.Conv2d(skips[-1], config.z_dim, 1), nn.Flatten())
 
     @classmethod
     def beside(cls, unet: UNetConfig, z_dim: int = 512) -> "UNetEncoder":
         """The encoder that Diff-AE puts beside a U-Net: its levels, and more as wide as the last one down to 4×4."""
-        side, mult = unet.image_size // unet.size_multiple, unet.channel_mult
+        side, mult = (unet.image_size or 0) // unet.size_multiple, unet.channel_mult
         while side > 4 and side % 2 == 0:
             side, mult = side // 2, (*mult, mult[-1])
         unet = replace(unet, channel_mult=mult, num_classes=None, z_dim=None, learn_variance=False)
@@ -122,7 +122,7 @@ class UNetEncoder(Saved):
 
     def forward(self, x_0: Tensor) -> Tensor:
         _check_size(x_0, self.config.unet)
-        h = F.pixel_unshuffle(x_0.to(self.out[0].weight.dtype), self.config.unet.patch_size)
+        h = F.pixel_unshuffle(x_0.to(next(self.out.parameters()).dtype), self.config.unet.patch_size)
         for block in self.input_blocks:
             h = block(h, None)
         return self.out(self.middle_block(h, None))

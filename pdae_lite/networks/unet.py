@@ -13,8 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoint import lists_to_tuples
-from .blocks import AttentionBlock, Downsample, ResBlock, Stage, Upsample, brief, check_images, group_norm
-from .blocks import timestep_embedding, zeroed
+from .blocks import (
+    AttentionBlock,
+    Downsample,
+    ResBlock,
+    Stage,
+    Upsample,
+    brief,
+    check_images,
+    group_norm,
+    timestep_embedding,
+    zeroed,
+)
 from .dpm import NoisePredictor
 
 
@@ -124,7 +134,7 @@ def input_blocks(config: UNetConfig, z: bool = False, t: bool = True) -> tuple[n
     for level, mult in enumerate(config.channel_mult):
         for _ in range(config.num_res_blocks):
             width = int(config.base_channels * mult)  # ADM's 512×512 network has a multiplier of 0.5
-            layers = [_res(config, channels, width, z=z, t=t)]
+            layers: list[nn.Module] = [_res(config, channels, width, z=z, t=t)]
             channels = width
             if factor in config.attention_downsampling:
                 layers.append(_attention(config, channels))
@@ -152,7 +162,7 @@ def _output_blocks(config: UNetConfig, skips: list[int], z: bool = False) -> nn.
     for level, mult in reversed(list(enumerate(config.channel_mult))):
         for i in range(config.num_res_blocks + 1):
             width = int(config.base_channels * mult)
-            layers = [_res(config, channels + skips.pop(), width, z=z)]
+            layers: list[nn.Module] = [_res(config, channels + skips.pop(), width, z=z)]
             channels = width
             if factor in config.attention_downsampling:
                 layers.append(_attention(config, channels))
@@ -198,7 +208,7 @@ class UNet(NoisePredictor):
         if config.num_classes is not None:
             self.label_emb = nn.Embedding(config.num_classes, width)
         coded = config.z_dim is not None
-        if coded:
+        if config.z_dim is not None:
             self.z_emb = nn.Identity() if config.z_scale_only else nn.Linear(config.z_dim, width)
         self.input_blocks, skips = input_blocks(config, coded)
         self.middle_block = middle_block(config, coded)
@@ -209,11 +219,11 @@ class UNet(NoisePredictor):
         """Time embedding and input blocks: all of the network that a gradient estimator shares."""
         check_images(x_t, self.config.in_channels, self.config.size_multiple, "x_t")
         self._check_condition(condition)
-        emb = self.time_embed(timestep_embedding(t, self.config.base_channels, self.time_embed[0].weight))
+        weight = next(self.time_embed.parameters())
+        emb, dtype = self.time_embed(timestep_embedding(t, self.config.base_channels, weight)), weight.dtype
         if self.config.num_classes is not None:
             emb = emb + self.label_emb(condition)
-        dtype = self.time_embed[0].weight.dtype  # what it computes in; heads give back x_t's
-        emb_z = None if self.config.z_dim is None else self.z_emb(condition.to(dtype))
+        emb_z = None if self.config.z_dim is None or condition is None else self.z_emb(condition.to(dtype))
         h, skips = F.pixel_unshuffle(x_t.to(dtype), self.config.patch_size), []
         for block in self.input_blocks:
             h = block(h, emb, emb_z)
@@ -275,7 +285,7 @@ class GradientEstimator(nn.Module):
             for name, p in mine.named_parameters():
                 # What z enters by is its own and starts at zero; of the output layer, the noise comes first.
                 p.copy_(state[name][: len(p)]) if name in state else p.zero_()
-        device = unet.time_embed[0].weight.device
+        device = next(unet.parameters()).device
         return self if self.label_emb.weight.device == device else self.to(device)
 
 

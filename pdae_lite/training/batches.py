@@ -37,7 +37,8 @@ class Batches:
             raise ValueError("data is empty; want at least one image")
         self.left_out = LeftOut(self.n)
         tensors = getattr(data, "tensors", None)
-        self.orders, self.loader = {}, None
+        self.orders: dict[int, Tensor] = {}
+        self.loader = None
         if tensors is not None and _fits(tensors[0], device):
             self.images, *rest = [x.to(device) for x in tensors]
             self._check_range(self.images)
@@ -105,7 +106,8 @@ class _InOrder(Dataset):
         self.data, self.seed = data, seed
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, object, list[str]]:
-        (index, position), n, unreadable = at, len(self.data), []
+        (index, position), n = at, len(self.data)
+        unreadable: list[str] = []
 
         def in_its_place() -> Iterator[int]:
             yield index

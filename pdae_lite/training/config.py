@@ -38,7 +38,8 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self):
-        ranges = {name: (1, math.inf, True) for name in ("steps", "batch_size", "accumulate", "save_every", "log_every")}
+        ranges = {name: (1, math.inf, True)
+                  for name in ("steps", "batch_size", "accumulate", "save_every", "log_every")}
         ranges |= {name: (0, math.inf, True) for name in ("warmup", "workers")} | {"seed": (0, 2**63 - 1, True)}
         ranges |= {name: (0, math.inf, False) for name in ("lr", "weight_decay", "grad_clip")}
         ranges |= {"decay": (0, 1, False), "ema": (0, 1, False), "gamma": (-math.inf, math.inf, False)}
@@ -48,7 +49,8 @@ class TrainConfig:
                 continue
             number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             if not number or not low <= value <= high or abs(value) == math.inf or whole and value != int(value):
-                limits = f"from {low} to {high}" if high < math.inf else f"of at least {low}" if low > -math.inf else "or None"
+                limits = (f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+                          if low > -math.inf else "or None")
                 raise ValueError(f"{name}={value}; want a {'whole ' if whole else ''}number {limits}")
             if whole:
                 object.__setattr__(self, name, int(value))

@@ -42,7 +42,7 @@ class Objective(nn.Module):
 
 def default_loss(model: nn.Module, schedule: NoiseSchedule, config: TrainConfig) -> Callable:
     """The model's own `training_loss` with the weight that the config names, or the model's `default_weight`."""
-    weight = schedule.loss_weight(config.weight or model.default_weight, config.gamma)
+    weight = schedule.loss_weight(config.weight or str(model.default_weight), config.gamma)
     weight = weight.to(next(model.parameters()).device)  # once: a copy in every step would make a GPU wait
     return lambda m, x_0, t, eps, y: m.training_loss(x_0, t, eps, y, schedule, weight)
 
@@ -116,7 +116,7 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
     schedule = schedule.to(device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
-    trainable = model.trainable() if hasattr(model, "trainable") else nn.ModuleDict({"model": model})
+    trainable: nn.Module = getattr(model, "trainable", lambda: nn.ModuleDict({"model": model}))()
     parameters = [p for p in trainable.parameters() if p.requires_grad]
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
@@ -178,7 +178,7 @@ def train_in_turns(model: nn.Module, data, config: TrainConfig, schedule: NoiseS
         if world > 1:  # all processes skip, or none
             bad = accelerator.reduce(bad, "sum").clamp(max=1)
         if optimizer.defaults["fused"]:
-            optimizer.found_inf = bad
+            optimizer.found_inf = bad  # type: ignore[attr-defined]
             optimizer.step()
         elif not bool(bad):  # on other devices the host has to look
             optimizer.step()

@@ -107,7 +107,7 @@ def _renewed(description: dict | None) -> dict | None:
     """A model's description by an older version, as this one would write it: with the fields that have come since."""
     try:
         with torch.device("meta"):
-            return json.loads(json.dumps(describe(build(description))))
+            return json.loads(json.dumps(describe(build(description or {}))))
     except (TypeError, ValueError, KeyError, AttributeError):
         return description
 
@@ -125,7 +125,7 @@ class RunState:
             if not os.access(self.folder, os.W_OK):
                 raise TrainingError(f"can't write {self.folder}: no permission; choose another --out")
             for pattern in ("checkpoints/.step_*.tmp", ".model.safetensors.*.tmp", ".history.json.*.tmp"):
-                for half_written in out.glob(pattern):  # by a run that was killed
+                for half_written in self.folder.parent.glob(pattern):  # by a run that was killed
                     half_written.unlink(missing_ok=True)
 
     # What may change between two calls that continue one run.
