@@ -113,8 +113,8 @@ def shrunk(images: Tensor, size: int) -> Tensor:
 
 
 def _planes(images: np.ndarray) -> Tensor:
-    """[N, H, W, C] as stored (xz does better on it) to [N, C, H, W]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    """[N, H, W, 4] as stored (xz does best on that; the last is 0) to [N, 3, H, W]."""
+    return torch.from_numpy(images[..., :3]).permute(0, 3, 1, 2).contiguous()
 
 
 def load_arrays(name: str) -> dict[str, np.ndarray]:

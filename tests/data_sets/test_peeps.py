@@ -185,4 +185,4 @@ def test_loads_fast():
 def test_arrays_hold_nothing_but_numbers_and_names():
     for name in FILES:
         assert all(a.dtype.kind in "uifU" for a in load_arrays(name).values())
-    assert np.array_equal(load_arrays("peeps_edits.npz.xz")["mask_before"], np.zeros((200, 64, 64, 3), np.uint8))
+    assert np.array_equal(load_arrays("peeps_edits.npz.xz")["mask_before"], np.zeros((200, 64, 64, 4), np.uint8))
