@@ -1,9 +1,12 @@
-"""What each option of the training step buys: images a second of one PDAE with an option switched off, and of a Diff-AE beside it.
+"""What each option of the training step buys: images a second of one PDAE with an option switched off, and of a Diff-AE
+beside it.
 
-    python benchmarks/options.py --preset digits        # writes pdae_lite/assets/training_options.json: two minutes of a CPU core
+    python benchmarks/options.py --preset digits        # writes pdae_lite/assets/training_options.json: two minutes of
+    a CPU core
 
-As in training.py, all run in the loop that `pdae train` runs and take turns in one process; here a turn is one step of the preset's
-batch, and on a CPU its cost is processor time of one thread, which other programs on the machine don't lengthen much.
+As in training.py, all run in the loop that `pdae train` runs and take turns in one process; here a turn is one step of
+the preset's batch, and on a CPU its cost is processor time of one thread, which other programs on the machine don't
+lengthen much.
 """
 import argparse
 import json
@@ -50,7 +53,8 @@ class Run(training.Run):
 
 
 def measure(preset, config, names: list[str], rounds: int, device: torch.device) -> dict:
-    """{name: about, images per second (median, all), seconds relative to "preset" (median, low, high), predicted ratio}."""
+    """{name: about, images per second (median, all), seconds relative to "preset" (median, low, high), predicted
+    ratio}."""
     runs = {name: Run(preset, OPTIONS[name][1], replace(config, **OPTIONS[name][2]), device) for name in names}
     for i in range(rounds):
         for name in names if i % 2 else reversed(names):
@@ -69,11 +73,14 @@ def measure(preset, config, names: list[str], rounds: int, device: torch.device)
 def main(argv: list[str] | None = None) -> dict:
     """Run it; returns what it writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="digits_paper", choices=list(PRESETS), metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--preset", default="digits_paper", choices=list(PRESETS), metavar="NAME",
+                        help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a step (default: the preset's)")
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="turns of each that count (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, metavar="N",
+                        help="turns of each that count (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--json", type=Path, default=ASSETS / "training_options.json", metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--json", type=Path, default=ASSETS / "training_options.json", metavar="FILE",
+                        help="default: %(default)s")
     args = parser.parse_args(argv)
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -82,13 +89,16 @@ def main(argv: list[str] | None = None) -> dict:
     config = replace(preset.train, batch_size=args.batch_size or preset.train.batch_size, log_every=1, save_every=10**9,
                      steps=args.rounds + 2, warmup=0, decay=0.0)
     device = torch.device(args.device)
-    command = f"python benchmarks/options.py --preset {args.preset} --batch-size {config.batch_size} --rounds {args.rounds}"
-    result = {"command": command + (" --device cuda" if args.device == "cuda" else ""), "provenance": provenance(device),
+    command = (f"python benchmarks/options.py --preset {args.preset} "
+               f"--batch-size {config.batch_size} --rounds {args.rounds}")
+    result = {"command": command + (" --device cuda" if args.device == "cuda" else ""),
+              "provenance": provenance(device),
               "preset": args.preset, "train": asdict(config), "rounds": args.rounds, "seed": config.seed,
               "options": measure(preset, config, list(OPTIONS), args.rounds, device)}
     for v in result["options"].values():
         s = v["times_slower"]
-        print(f"{v['about']:62s}{v['images_per_second']:7.0f} images/s  time × {s['measured']:.2f} ({s['low']:.2f} … {s['high']:.2f}), "
+        print(f"{v['about']:62s}{v['images_per_second']:7.0f} images/s  time × {s['measured']:.2f} ({s['low']:.2f} … "
+              f"{s['high']:.2f}), "
               f"by arithmetic {s['by_arithmetic']:.2f}")
     args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result

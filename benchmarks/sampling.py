@@ -1,10 +1,12 @@
-"""Quality of sampling and of inversion against what they cost, for a PDAE that ships: the paper's protocol and ours in one run.
+"""Quality of sampling and of inversion against what they cost, for a PDAE that ships: the paper's protocol and ours in
+one run.
 
     python benchmarks/sampling.py --data digits
     python benchmarks/sampling.py --data peeps --device cuda --dtype bf16 --compile --json peeps_gpu.json
 
-Cost is counted in evaluations of the network, in GFLOP (with the estimator an evaluation costs more than without) and in seconds.
-The README says what each number means. Each row goes to the JSON file as soon as it is measured; a run that was stopped goes on with
+Cost is counted in evaluations of the network, in GFLOP (with the estimator an evaluation costs more than without) and
+in seconds. The README says what each number means. Each row goes to the JSON file as soon as it is measured; a run that
+was stopped goes on with
 `--more`, and `--only` measures some sections anew.
 """
 import argparse
@@ -38,7 +40,8 @@ from pdae_lite.speed import accelerate
 
 @dataclass(frozen=True)
 class Counts:
-    """`images`: held-out ones, rebuilt from random and from inferred x_T. `kid`: drawn for each distance of distributions.
+    """`images`: held-out ones, rebuilt from random and from inferred x_T. `kid`: drawn for each distance of
+    distributions.
     `small_t`: images of each noise error at small t. `fewer`: divides all numbers of steps, for a quick look."""
 
     images: int = 8
@@ -69,7 +72,8 @@ class Scheme:
 
 PAPER = [Scheme("ddim", n, "paper", True) for n in (10, 20, 50, 100)]
 OURS = [Scheme("ddim", n) for n in (10, 15, 100)] + [Scheme("dpm_solver", n) for n in (10, 15, 20)] + [
-    Scheme("dpm_solver", n, grid, correct=correct) for grid, correct in (("quadratic", False), ("cubic", False), ("cubic", True))
+    Scheme("dpm_solver", n, grid, correct=correct)
+    for grid, correct in (("quadratic", False), ("cubic", False), ("cubic", True))
     for n in (6, 8, 10, 12, 15, 20)]
 FAST = Scheme("dpm_solver", 10, "quadratic")  # for what compares denoisers, not samplers
 DRAWN = [PAPER[-1], PAPER[0], FAST, Scheme("dpm_solver", 15, "cubic")]  # the first is what the others are compared with
@@ -78,18 +82,21 @@ DRAWN = [PAPER[-1], PAPER[0], FAST, Scheme("dpm_solver", 15, "cubic")]  # the fi
 class Bench:
     """A model, its data, and a meter on each of its parts: the images that go through, and the seconds."""
 
-    def __init__(self, name: str, path: Path | None, counts: Counts, device: torch.device, dtype: torch.dtype | None, compile: bool):
+    def __init__(self, name: str, path: Path | None, counts: Counts, device: torch.device, dtype: torch.dtype | None,
+                 compile: bool):
         self.name, self.counts, self.device = name, counts, device
         self.model = (pdae_lite.load(name) if path is None else pdae_lite.PDAE.load(path)).to(device)
         self.net = pdae_lite.load(name, kind="features").to(device)
         size = self.net.config.image_size
         if self.model.dpm.config.image_size != size:
-            raise UsageError(f"the model draws {self.model.dpm.config.image_size}×…, the feature network takes {size}×{size}")
+            raise UsageError(f"the model draws {self.model.dpm.config.image_size}×…, the feature network takes "
+                             f"{size}×{size}")
         self.schedule = self.model.schedule
         self.test = data.shipped_images(name, "test", size)
         self.latent = None if path is not None else pdae_lite.load(name, kind="latent").to(device)
         self.sha256 = {part: tensors_digest(m.state_dict())
-                       for part, m in (("pdae", self.model), ("latent", self.latent), ("features", self.net)) if m is not None}
+                       for part, m in (("pdae", self.model), ("latent", self.latent), ("features", self.net))
+                       if m is not None}
         self.gflop = self._gflop()
         if dtype is not None or compile:
             self.model = accelerate(self.model, dtype, compile)
@@ -134,8 +141,10 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def _clock(self) -> float:
-        # On a CPU, seconds of processor time, which other programs on the machine don't lengthen; with one thread it is wall-clock.
-        return time.process_time() if self.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+        # On a CPU, seconds of processor time, which other programs on the machine don't lengthen; with one thread it is
+        # wall-clock.
+        return (time.process_time() if self.device.type == "cpu"
+                and torch.get_num_threads() == 1 else time.perf_counter())
 
     def steps(self, n: int) -> int:
         return max(3, n // self.counts.fewer)
@@ -166,24 +175,27 @@ def change(values: Tensor, before: Tensor) -> dict:
 
 
 def kid_change(images: Features, base: Features, real: Features) -> dict:
-    """The KID of some images minus that of others that were made from the same codes and noise, one by one, for these real images."""
+    """The KID of some images minus that of others that were made from the same codes and noise, one by one, for these
+    real images."""
     return metrics.kid_difference(images, base, real, real_varies=False).to_dict()
 
 
 def _noise(x_T: Tensor) -> dict:
-    """`noise_statistics`, and the mean over pixels of the variance over images: 1 for noise, less where images share something."""
+    """`noise_statistics`, and the mean over pixels of the variance over images: 1 for noise, less where images share
+    something."""
     return noise_statistics(x_T) | {"pixel_variance": float(x_T.double().var(0).mean())}
 
 
 def edits(b: Bench, edited: Tensor) -> dict:
-    """Of images, each from the x_T of one original and the z of the one before it: how far they are from the latter, and the share of
-    them that are nearer to it than to the former."""
+    """Of images, each from the x_T of one original and the z of the one before it: how far they are from the latter,
+    and the share of them that are nearer to it than to the former."""
     e, own, other = (b.features(v.clamp(-1, 1), "class") for v in (edited, b.x, b.x.roll(1, 0)))
     far = metrics.feature_distance(e, other)
-    return {"edit_to_z": metrics.mean(far).to_dict(), "follows_z": metrics.proportion(far < metrics.feature_distance(e, own)).to_dict()}
+    return {"edit_to_z": metrics.mean(far).to_dict(),
+            "follows_z": metrics.proportion(far < metrics.feature_distance(e, own)).to_dict()}
 
 
-# ---- the sections: they yield rows, and return what else there is. `each` leaves out what was measured before. ----------------
+# ---- the sections: they yield rows, and return what else there is. `each` leaves out what was measured before. -------
 
 
 def random_x_T(b: Bench, each: Callable) -> Iterator[dict]:
@@ -195,16 +207,19 @@ def random_x_T(b: Bench, each: Callable) -> Iterator[dict]:
             yield {"name": str(scheme)} | asdict(scheme) | cost | likeness(b, reference, b.x, "_to_x_0")
             continue
         images, cost = b.cost(lambda s=scheme: b.sample(s, made, b.x_T), len(b.x))
-        yield {"name": str(scheme)} | asdict(scheme) | cost | likeness(b, images, reference) | likeness(b, images, b.x, "_to_x_0")
+        yield {"name": str(scheme)} | asdict(scheme) | cost | likeness(b, images, reference) | likeness(b, images, b.x,
+                                                                                                        "_to_x_0")
 
 
 def inferred_x_T(b: Bench, each: Callable) -> Iterator[dict]:
-    """There and back: the error, how Gaussian x_T is, and whether an image decoded with another one's z follows that z."""
+    """There and back: the error, how Gaussian x_T is, and whether an image decoded with another one's z follows that
+    z."""
     s, own, other = b.schedule, b.model.denoiser(b.z), b.model.denoiser(b.z.roll(1, 0))
 
     def plain(up, down, invert={}, **decode):
         up, down = b.steps(up), b.steps(down)
-        return (lambda d: sampling.invert(d, b.x, s, up, **invert)), (lambda d, x_T: sampling.ddim(d, x_T, s, down, **decode))
+        return (lambda d: sampling.invert(d, b.x, s, up, **invert)), (lambda d, x_T: sampling.ddim(d, x_T, s, down,
+                                                                                                   **decode))
 
     def fixed(n, iterations, grid):
         return plain(n, n, {"fixed_point": iterations, "grid": grid}, grid=grid, clip=False)
@@ -240,11 +255,13 @@ def inferred_x_T(b: Bench, each: Callable) -> Iterator[dict]:
         yield row | (edits(b, decode(other, x_T)) if denoiser is own else {})
     chance = [_noise(torch.randn(b.x.shape, generator=torch.Generator().manual_seed(seed))) for seed in range(20)]
     ranges = {k: [min(c[k] for c in chance), max(c[k] for c in chance)] for k in chance[0]}
-    return {"gaussian_noise": ranges, "random_x_T": edits(b, b.sample(FAST, other, b.x_T))}  # what an edit can be that owes x_T nothing
+    # what an edit can be that owes x_T nothing
+    return {"gaussian_noise": ranges, "random_x_T": edits(b, b.sample(FAST, other, b.x_T))}
 
 
 def shift_forms(b: Bench, each: Callable) -> Iterator[dict]:
-    """√(1−ᾱ_t) against k_t: the error of ε̂ at small t, and images, each with the change from the former to the latter."""
+    """√(1−ᾱ_t) against k_t: the error of ε̂ at small t, and images, each with the change from the former to the
+    latter."""
     ts = [t for t in (0, 1, 2, 4, 7, 12, 20, 40, 100) if t < b.schedule.T]
     x = b.test.floats(slice(b.counts.small_t)).to(b.device)
     out = {"t": ts, "error_dpm": losses.noise_error(lambda v: b.model.dpm, x, b.schedule, ts).tolist()}
@@ -270,14 +287,18 @@ def shift_forms(b: Bench, each: Callable) -> Iterator[dict]:
 
 
 INTERVALS: dict[str, Callable[[Tensor], Tensor]] = {
-    "always": lambda u: 1.0 + 0 * u, "off below 0.1": lambda u: 1.0 * (u >= 0.1), "off below 0.3 (paper)": lambda u: 1.0 * (u >= 0.3),
-    "off below 0.5": lambda u: 1.0 * (u >= 0.5), "off above 0.7": lambda u: 1.0 * (u < 0.7), "off above 0.9": lambda u: 1.0 * (u < 0.9),
-    "0.3 to 0.7 only": lambda u: 1.0 * ((u >= 0.3) & (u < 0.7)), "ramp 2u": lambda u: 2 * u, "ramp 2(1 − u)": lambda u: 2 * (1 - u)}
+    "always": lambda u: 1.0 + 0 * u, "off below 0.1": lambda u: 1.0 * (u >= 0.1),
+    "off below 0.3 (paper)": lambda u: 1.0 * (u >= 0.3),
+    "off below 0.5": lambda u: 1.0 * (u >= 0.5), "off above 0.7": lambda u: 1.0 * (u < 0.7),
+    "off above 0.9": lambda u: 1.0 * (u < 0.9),
+    "0.3 to 0.7 only": lambda u: 1.0 * ((u >= 0.3) & (u < 0.7)), "ramp 2u": lambda u: 2 * u,
+    "ramp 2(1 − u)": lambda u: 2 * (1 - u)}
 
 
 def intervals(b: Bench, each: Callable) -> Iterator[dict]:
-    """The scale of the shift as a function of u = t/T: what rebuilt images, edits and new images need. New ones are drawn from codes of
-    the latent DPM; another model than one that ships has none, and codes of held-out images stand in."""
+    """The scale of the shift as a function of u = t/T: what rebuilt images, edits and new images need. New ones are
+    drawn from codes of the latent DPM; another model than one that ships has none, and codes of held-out images stand
+    in."""
     z, x_T, x = _drawn_from(b)
     new = z if b.latent is None else b.latent.sample(len(z), generator=torch.Generator().manual_seed(3)).to(b.device)
     edit_T = sampling.invert(b.model.denoiser(b.z), b.x, b.schedule, b.steps(30), grid="quadratic", order=2)
@@ -285,7 +306,8 @@ def intervals(b: Bench, each: Callable) -> Iterator[dict]:
 
     def make(name, codes, noise):
         scale = INTERVALS[name]
-        return b.by_batch(lambda c, v: b.sample(FAST, b.model.denoiser(c, lambda t: scale(t / b.schedule.T)), v), codes, noise)
+        return b.by_batch(lambda c, v: b.sample(FAST, b.model.denoiser(c, lambda t: scale(t / b.schedule.T)), v), codes,
+                          noise)
 
     base = None
     for name in each(INTERVALS):
@@ -300,7 +322,8 @@ def intervals(b: Bench, each: Callable) -> Iterator[dict]:
             "kid": metrics.kid(features, real).to_dict(), "kid_change": kid_change(features, base[0], real),
             "kid_new": metrics.kid(drawn_new, real).to_dict(), "kid_new_change": kid_change(drawn_new, base[1], real),
         } | edits(b, make(name, b.z.roll(1, 0), edit_T))
-    return {"sampler": str(FAST), "space": real.space, "new_from": "codes of held-out images" if b.latent is None else "the latent DPM"}
+    return {"sampler": str(FAST), "space": real.space,
+            "new_from": "codes of held-out images" if b.latent is None else "the latent DPM"}
 
 
 def drawn(b: Bench, each: Callable) -> Iterator[dict]:
@@ -308,7 +331,8 @@ def drawn(b: Bench, each: Callable) -> Iterator[dict]:
     z, x_T, _ = _drawn_from(b)
     real, base = metrics.reference(b.name), None
     for scheme in each(DRAWN):
-        images, cost = b.cost(lambda s=scheme: b.by_batch(lambda c, v: b.sample(s, b.model.denoiser(c), v), z, x_T), len(z))
+        images, cost = b.cost(lambda s=scheme: b.by_batch(lambda c, v: b.sample(s, b.model.denoiser(c), v), z, x_T),
+                              len(z))
         features = b.features(images.clamp(-1, 1), "class")
         base = features if base is None else base
         yield {"name": str(scheme)} | asdict(scheme) | cost | {"kid": metrics.kid(features, real).to_dict(),
@@ -323,7 +347,8 @@ def _drawn_from(b: Bench) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mixing(b: Bench, each: Callable) -> Iterator[dict]:
-    """Mixing two gradients with trunk and ε_θ shared, against two whole evaluations: measured, and what arithmetic allows."""
+    """Mixing two gradients with trunk and ε_θ shared, against two whole evaluations: measured, and what arithmetic
+    allows."""
     n = min(b.counts.batch, len(b.x))
     x, z_a, t = b.x_T[:n], b.z[:n], torch.full((n,), b.schedule.T // 2, device=b.device)
     z_b = z_a.roll(1, 0)
@@ -344,8 +369,8 @@ def mixing(b: Bench, each: Callable) -> Iterator[dict]:
             "share": statistics.median(ratios) / allowed, "images": n}
 
 
-SECTIONS = {"random_x_T": random_x_T, "inferred_x_T": inferred_x_T, "shift": shift_forms, "intervals": intervals, "drawn": drawn,
-            "mixing": mixing}
+SECTIONS = {"random_x_T": random_x_T, "inferred_x_T": inferred_x_T, "shift": shift_forms, "intervals": intervals,
+            "drawn": drawn, "mixing": mixing}
 WHOLE = {"shift", "drawn"}  # whose rows are compared with one another, so that none can be left out
 
 
@@ -370,7 +395,7 @@ def measure(b: Bench, name: str, old: list[dict], save: Callable[[dict], None]) 
     return ({"rows": found} if found else {}) | rest
 
 
-# ---- command line ----------------------------------------------------------------------------------------------------------
+# ---- command line ----------------------------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -378,15 +403,19 @@ def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("digits", "peeps"), default="digits")
     parser.add_argument("--model", type=Path, metavar="FILE", help="another PDAE than the one that ships")
-    parser.add_argument("--images", type=int, metavar="N", help=f"held-out images that are rebuilt (default: {Counts.images})")
+    parser.add_argument("--images", type=int, metavar="N", help="held-out images that are rebuilt (default: "
+                                                                f"{Counts.images})")
     parser.add_argument("--kid", type=int, metavar="N", help=f"images drawn for each KID (default: {Counts.kid})")
-    parser.add_argument("--quick", action="store_true", help="a few images and steps, to see that it runs; the numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="a few images and steps, to see that it runs; the numbers "
+                                                             "mean nothing")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"some of {', '.join(SECTIONS)}")
-    parser.add_argument("--more", action="store_true", help="keep the rows that the file has, and measure what it lacks")
+    parser.add_argument("--more", action="store_true", help="keep the rows that the file has, and measure what it "
+                                                            "lacks")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="precision of the networks")
     parser.add_argument("--compile", action="store_true", help="compile them; on CUDA, record CUDA graphs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="default: the package's assets/sampling_DATA.json; with --quick: none")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="default: the package's assets/sampling_DATA.json; with --quick: none")
     args = parser.parse_args(argv)
     counts = QUICK if args.quick else Counts()
     for name in ("images", "kid"):
@@ -395,12 +424,14 @@ def main(argv: list[str] | None = None) -> dict:
             if value < 3:
                 raise UsageError(f"--{name} {value}; want 3 or more")
             counts = replace(counts, **{name: value})
-    path = args.json or (None if args.quick else Path(pdae_lite.__file__).parent / "assets" / f"sampling_{args.data}.json")
+    path = (args.json or (None if args.quick else Path(pdae_lite.__file__).parent / "assets"
+                          / f"sampling_{args.data}.json"))
     dtype = torch.bfloat16 if args.dtype == "bf16" else None
     b = Bench(args.data, args.model, counts, torch.device(args.device), dtype, args.compile)
     given = shlex.join(sys.argv[1:] if argv is None else argv)
     result = {"data": args.data, "command": f"python benchmarks/sampling.py {given}".strip(), "counts": asdict(counts),
-              "dtype": args.dtype, "compile": args.compile, "seeds": {"x_T": 0, "images of KID": 1, "x_T of KID": 2, "new codes": 3},
+              "dtype": args.dtype, "compile": args.compile,
+              "seeds": {"x_T": 0, "images of KID": 1, "x_T of KID": 2, "new codes": 3},
               "provenance": provenance(b.device), "sha256_of_weights": b.sha256, "gflop": b.gflop}
     if args.only or args.more:
         same = ("data", "counts", "gflop", "dtype", "compile", "sha256_of_weights")

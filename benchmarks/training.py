@@ -1,11 +1,12 @@
-"""Images a second of a PDAE's training step, against those of a Diff-AE on the same network and of a plain implementation.
+"""Images a second of a PDAE's training step, against those of a Diff-AE on the same network and of a plain
+implementation.
 
     python benchmarks/training.py --preset digits --batch-size 16
     python benchmarks/training.py --preset ffhq128 --device cuda --json ffhq128.json
 
-Each runs in the loop that `pdae train` runs. They take turns in one process, so that whatever else the machine does hits all of
-them, and ratios are taken within a round. Beside what was measured stands what arithmetic alone predicts. The README says what
-is counted.
+Each runs in the loop that `pdae train` runs. They take turns in one process, so that whatever else the machine does
+hits all of them, and ratios are taken within a round. Beside what was measured stands what arithmetic alone predicts.
+The README says what is counted.
 """
 import argparse
 import contextlib
@@ -43,7 +44,8 @@ PEAKS = {"H200 NVL": 835, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100"
 
 
 class PlainPDAE(PDAE):
-    """A PDAE that is frozen by being left out of the optimizer, no more: autograd follows the DPM and computes its gradients."""
+    """A PDAE that is frozen by being left out of the optimizer, no more: autograd follows the DPM and computes its
+    gradients."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -56,7 +58,7 @@ class PlainPDAE(PDAE):
         return self.dpm.head(features)
 
 
-# ---- what is compared -----------------------------------------------------------------------------------------------------
+# ---- what is compared ------------------------------------------------------------------------------------------------
 
 
 def _pdae(preset: Preset, encoder: nn.Module, cls: type = PDAE) -> PDAE:
@@ -94,9 +96,11 @@ class Variant:
 VARIANTS = {
     "pdae": Variant("PDAE", lambda p: _pdae(p, p.new_encoder()), pdae_step),
     "diffae": Variant("Diff-AE, with PDAE's encoder", lambda p: _diffae(p, p.new_encoder()), whole_step),
-    "diffae_unet": Variant("Diff-AE, with its own encoder (half a U-Net)", lambda p: _diffae(p, _unet_encoder(p)), whole_step),
+    "diffae_unet": Variant("Diff-AE, with its own encoder (half a U-Net)", lambda p: _diffae(p, _unet_encoder(p)),
+                           whole_step),
     "pdae_unet": Variant("PDAE, with Diff-AE's encoder", lambda p: _pdae(p, _unet_encoder(p)), pdae_step),
-    "pdae_plain": Variant("PDAE, plain: float32, DPM inside autograd", lambda p: _pdae(p, p.new_encoder(), PlainPDAE), whole_step, True),
+    "pdae_plain": Variant("PDAE, plain: float32, DPM inside autograd", lambda p: _pdae(p, p.new_encoder(), PlainPDAE),
+                          whole_step, True),
 }
 
 
@@ -105,12 +109,13 @@ def variants(preset: Preset) -> list[str]:
     return [name for name in VARIANTS if not (name.endswith("_unet") and isinstance(preset.encoder, LabelConfig))]
 
 
-# ---- arithmetic -----------------------------------------------------------------------------------------------------------
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
 
 
 def flops(function: Callable) -> tuple[float, object]:
     """FLOP of a call, and its result: convolutions, matrix products and attention, a multiply-add counted as two."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # a fused kernel isn't counted everywhere
+    # a fused kernel isn't counted everywhere
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         result = function()
     return float(counter.get_total_flops()), result
 
@@ -119,11 +124,13 @@ def batch(preset: Preset, n: int, device: str) -> tuple[torch.Tensor, ...]:
     """x_0 uint8 [n, C, H, W] of random pixels, and labels int64 [n]."""
     unet, classes = preset.unet, getattr(preset.encoder, "num_classes", 10)
     shape = (n, unet.in_channels, unet.image_size, unet.image_size)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, device=device), torch.randint(0, classes, (n,), device=device)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device=device), torch.randint(0, classes, (n,),
+                                                                                         device=device)
 
 
 def parts(preset: Preset, name: str) -> dict[str, float]:
-    """FLOP of one forward pass of one image through each part of a model; networks on "meta" have shapes, but no numbers."""
+    """FLOP of one forward pass of one image through each part of a model; networks on "meta" have shapes, but no
+    numbers."""
     with torch.device("meta"):
         model = VARIANTS[name].build(preset)
         x, y = batch(preset, 1, "meta")
@@ -131,7 +138,8 @@ def parts(preset: Preset, name: str) -> dict[str, float]:
     encoder, z = flops(lambda: model.encoder(y if isinstance(model.encoder, LabelEncoder) else x))
     frozen = isinstance(model, PDAE)
     trunk, features = flops(lambda: model.network.trunk(x, t, *(() if frozen else (z,))))
-    head = 0.0 if getattr(model, "form", None) == "difference" else flops(lambda: model.network.head(features))[0]  # it isn't run
+    # it isn't run
+    head = (0.0 if getattr(model, "form", None) == "difference" else flops(lambda: model.network.head(features))[0])
     shift = flops(lambda: model.estimate(features, z))[0] if frozen else 0.0
     return {"trunk": trunk, "head": head, "shift": shift, "encoder": encoder}
 
@@ -142,7 +150,7 @@ def peak(device: torch.device) -> float | None:
     return next((tflops for card, tflops in PEAKS.items() if card in name), None)
 
 
-# ---- measuring ------------------------------------------------------------------------------------------------------------
+# ---- measuring -------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -160,8 +168,8 @@ def tf32(allowed: bool):
 
 
 class Run:
-    """A training that makes `steps` steps whenever it is its turn. Where memory runs out it starts anew, in twice as many
-    micro-batches."""
+    """A training that makes `steps` steps whenever it is its turn. Where memory runs out it starts anew, in twice as
+    many micro-batches."""
 
     def __init__(self, preset: Preset, name: str, config: TrainConfig, device: torch.device):
         self.preset, self.variant, self.config, self.device = preset, VARIANTS[name], config, device
@@ -230,8 +238,10 @@ class Run:
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
 
 
-def measure(preset: Preset, names: list[str], config: TrainConfig, rounds: int, device: torch.device, progress: bool = False) -> dict:
-    """Let the variants take turns: {"variants": {name: …}, "ratios": {name: PDAE's images a second over this one's}}."""
+def measure(preset: Preset, names: list[str], config: TrainConfig, rounds: int, device: torch.device,
+            progress: bool = False) -> dict:
+    """Let the variants take turns: {"variants": {name: …}, "ratios": {name: PDAE's images a second over this
+    one's}}."""
     images = config.log_every * config.batch_size
     bar = progress_bar(total=(1 + rounds) * len(names), desc="turns", show=progress)
     runs = {}
@@ -262,21 +272,25 @@ def measure(preset: Preset, names: list[str], config: TrainConfig, rounds: int, 
 
 def provenance(device: torch.device) -> dict:
     """What a number must be read with."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})",
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "cuda": torch.version.cuda if device.type == "cuda" else None,
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True,
+                         text=True)
+    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} "
+                                                                                       f"({platform.machine()})",
+            "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "cuda": torch.version.cuda if device.type == "cuda" else None,
             "python": platform.python_version(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "git": git.stdout.strip() or None}
 
 
-# ---- command line -----------------------------------------------------------------------------------------------------------
+# ---- command line ----------------------------------------------------------------------------------------------------
 
 
 def table(result: dict) -> str:
     """The result as text."""
     facts, settings = result["provenance"], result["settings"]
     images = settings["train"]["batch_size"]
-    lines = [f"{settings['preset']}, batches of {images}, {settings['rounds']} rounds of {settings['steps']} steps, on {facts['device']}, "
+    lines = [f"{settings['preset']}, batches of {images}, {settings['rounds']} rounds of {settings['steps']} steps, on "
+             f"{facts['device']}, "
              f"{facts['threads']} thread(s), torch {facts['torch']}", ""]
     lines.append(f"{'':46}{'images/s, median (range)':>28}{'GFLOP/image':>13}{'TFLOP/s':>9}{'of peak':>9}{'GiB':>7}")
     for v in result["variants"].values():
@@ -284,7 +298,8 @@ def table(result: dict) -> str:
         share = f"{v['share_of_bf16_peak']:.1%}" if v["share_of_bf16_peak"] is not None else "–"
         memory = f"{v['peak_gib']:.1f}" if v["peak_gib"] is not None else "–"
         split = "" if v["micro_batch"] == images else f"  in micro-batches of {v['micro_batch']}"
-        lines.append(f"{v['about']:46}{rates:>28}{v['gflop_per_image']:13.4g}{v['tflop_per_second']:9.3g}{share:>9}{memory:>7}{split}")
+        lines.append(
+            f"{v['about']:46}{rates:>28}{v['gflop_per_image']:13.4g}{v['tflop_per_second']:9.3g}{share:>9}{memory:>7}{split}")
     if result["ratios"]:
         lines += ["", f"{'PDAE is faster than':46}{'measured (range)':>28}{'arithmetic predicts':>22}"]
     for name, r in result["ratios"].items():
@@ -296,17 +311,21 @@ def table(result: dict) -> str:
 def main(argv: list[str] | None = None) -> dict:
     """Run the benchmark; returns what it prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="digits", metavar="NAME", help=f"one of {', '.join(PRESETS)} (default: %(default)s)")
+    parser.add_argument("--preset", default="digits", metavar="NAME",
+                        help=f"one of {', '.join(PRESETS)} (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a step (default: the preset's)")
     parser.add_argument("--steps", type=int, default=10, metavar="N", help="steps in a turn (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each, besides the first, which doesn't count "
+    parser.add_argument("--rounds", type=int, default=5, metavar="N",
+                        help="turns of each, besides the first, which doesn't count "
                                                                          "(default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu",
                         help="default here: %(default)s")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of {', '.join(VARIANTS)} (default: all); pdae comes along")
+    parser.add_argument("--only", nargs="+", metavar="NAME",
+                        help=f"some of {', '.join(VARIANTS)} (default: all); pdae comes along")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
                         help="change a setting of the preset, such as unet.base_channels=64 or train.compile=false")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, and what they must be read with, to FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="write the numbers, and what they must be read with, to FILE")
     args = parser.parse_args(argv)
     for name in ("steps", "rounds"):
         if getattr(args, name) < 1:
@@ -323,10 +342,11 @@ def main(argv: list[str] | None = None) -> dict:
     if unknown:
         raise UsageError(f"--only {' '.join(sorted(unknown))}; preset {args.preset} has {', '.join(names)}")
     names = [n for n in names if args.only is None or n in ("pdae", *args.only)]
-    config = replace(preset.train, batch_size=args.batch_size or preset.train.batch_size, log_every=args.steps, save_every=10**9,
-                     steps=(args.rounds + 2) * args.steps, warmup=0, decay=0.0, tensorboard=False)
+    config = replace(preset.train, batch_size=args.batch_size or preset.train.batch_size, log_every=args.steps,
+                     save_every=10**9, steps=(args.rounds + 2) * args.steps, warmup=0, decay=0.0, tensorboard=False)
     device = torch.device(args.device, torch.cuda.current_device()) if args.device == "cuda" else torch.device("cpu")
-    settings = {"preset": args.preset, "set": args.settings, "steps": args.steps, "rounds": args.rounds, "train": asdict(config)}
+    settings = {"preset": args.preset, "set": args.settings, "steps": args.steps, "rounds": args.rounds,
+                "train": asdict(config)}
     result = {"provenance": provenance(device), "settings": settings}
     result |= measure(preset, names, config, args.rounds, device, progress=True)
     print(table(result))

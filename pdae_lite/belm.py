@@ -27,7 +27,8 @@ def _levels(schedule: NoiseSchedule, points: list[int]) -> tuple[list[float], li
 
 
 @torch.no_grad()
-def belm(denoiser: Denoiser, x_T: Tensor | Pair, schedule: NoiseSchedule, steps: int = 100, grid: str | Sequence[int] = "uniform",
+def belm(denoiser: Denoiser, x_T: Tensor | Pair, schedule: NoiseSchedule, steps: int = 100,
+         grid: str | Sequence[int] = "uniform",
          progress: bool = False, callback: Callable[[int, Tensor], None] | None = None) -> Tensor:
     """From noise to x_0 [N, …], `steps` evaluations; nothing is clamped, as that couldn't be undone.
 

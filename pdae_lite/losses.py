@@ -102,7 +102,8 @@ def nats(error: Tensor, error_dpm: Tensor, schedule: NoiseSchedule, ts, dims: in
     """
     ts = torch.as_tensor(ts)
     if len(ts) < 2 or ts[0] < 1 or bool((ts[1:] <= ts[:-1]).any()):
-        raise ValueError(f"ts is {ts.tolist()}; want at least two increasing values from 1 on: beta-tilde is 0 at t = 0")
+        raise ValueError(f"ts is {ts.tolist()}; want at least two increasing values from 1 on: beta-tilde is 0 at t = "
+                         "0")
     # The summand is a factor that varies over orders of magnitude times a smooth error: interpolate the error.
     difference = np.interp(np.arange(1, schedule.T), ts.cpu(), (error_dpm - error).double().cpu())
     factor = schedule.gap_coefficient.double()[1:] ** 2 / (2 * schedule.posterior_variance.double()[1:])

@@ -1,4 +1,5 @@
-"""Progress bars, shown unless the caller or the environment variable TQDM_DISABLE says no (tqdm's notebook bar ignores it)."""
+"""Progress bars, shown unless the caller or the environment variable TQDM_DISABLE says no (tqdm's notebook bar ignores
+it)."""
 import os
 
 from tqdm.auto import tqdm

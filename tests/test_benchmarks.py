@@ -31,13 +31,15 @@ def load(name):
 benchmark, report = load("training"), load("sampling_report")
 
 TINY = [f"{name}={value}" for name, value in {
-    "unet.image_size": 16, "unet.base_channels": 8, "unet.channel_mult": "1,2", "unet.attention_downsampling": 2, "unet.patch_size": 1,
-    "encoder.image_size": 16, "encoder.channels": "8,8", "encoder.attention_after": 0, "encoder.z_dim": 4}.items()]
+    "unet.image_size": 16, "unet.base_channels": 8, "unet.channel_mult": "1,2", "unet.attention_downsampling": 2,
+    "unet.patch_size": 1, "encoder.image_size": 16, "encoder.channels": "8,8", "encoder.attention_after": 0,
+    "encoder.z_dim": 4}.items()]
 
 
 def run(*args):
     sets = [part for setting in TINY for part in ("--set", setting)]
-    return benchmark.main(["--preset", "digits", "--device", "cpu", "--batch-size", "4", "--steps", "1", "--rounds", "2", *sets, *args])
+    return benchmark.main(["--preset", "digits", "--device", "cpu", "--batch-size", "4", "--steps", "1", "--rounds",
+                           "2", *sets, *args])
 
 
 def test_all_take_turns(tmp_path, capsys, monkeypatch):
@@ -47,7 +49,8 @@ def test_all_take_turns(tmp_path, capsys, monkeypatch):
     everyone = list(benchmark.VARIANTS.values())
     assert turns == everyone + everyone[::-1] + everyone  # the first turn doesn't count; then there and back
     assert json.loads((tmp_path / "result.json").read_text()) == result
-    assert list(result["variants"]) == list(benchmark.VARIANTS) and list(result["ratios"]) == list(benchmark.VARIANTS)[1:]
+    assert (list(result["variants"]) == list(benchmark.VARIANTS)
+            and list(result["ratios"]) == list(benchmark.VARIANTS)[1:])
     for v in result["variants"].values():
         assert len(v["rates"]) == 2 and min(v["rates"]) <= v["images_per_second"] <= max(v["rates"])
         assert v["tflop_per_second"] == pytest.approx(v["images_per_second"] * v["gflop_per_image"] / 1e3)
@@ -55,7 +58,8 @@ def test_all_take_turns(tmp_path, capsys, monkeypatch):
     for name, r in result["ratios"].items():
         each = [b / a for a, b in zip(result["variants"][name]["rates"], result["variants"]["pdae"]["rates"])]
         assert (r["low"], r["high"]) == pytest.approx((min(each), max(each)))
-        assert r["predicted"] == pytest.approx(result["variants"][name]["gflop_per_image"] / result["variants"]["pdae"]["gflop_per_image"])
+        assert r["predicted"] == pytest.approx(result["variants"][name]["gflop_per_image"]
+                                               / result["variants"]["pdae"]["gflop_per_image"])
     assert result["settings"]["preset"] == "digits" and result["settings"]["set"] == TINY
     assert {"device", "torch", "date", "git", "threads"} <= set(result["provenance"])
     text = capsys.readouterr().out
@@ -80,7 +84,8 @@ def test_the_plain_one_is_plain():
 @pytest.mark.parametrize("chosen", ["digits", "digits_paper"])
 @pytest.mark.parametrize("name", benchmark.VARIANTS)
 def test_predicted_flops_are_those_of_the_real_step(name, chosen):
-    """Forward and backward of the loss, counted on "meta". The prediction is a little high: no gradient goes to the pixels."""
+    """Forward and backward of the loss, counted on "meta". The prediction is a little high: no gradient goes to the
+    pixels."""
     preset = PRESETS[chosen]
     with torch.device("meta"):
         model = benchmark.VARIANTS[name].build(preset).train()
@@ -94,14 +99,16 @@ def test_predicted_flops_are_those_of_the_real_step(name, chosen):
 
 def test_flops_at_128():
     """In GFLOP, a multiply-add counted as two: the numbers that the book quotes."""
-    parts = {name: {k: v / 1e9 for k, v in benchmark.parts(PRESETS["ffhq128"], name).items()} for name in ("pdae", "diffae_unet")}
+    parts = {name: {k: v / 1e9 for k, v in benchmark.parts(PRESETS["ffhq128"], name).items()}
+             for name in ("pdae", "diffae_unet")}
     parts["diffae"] = parts["diffae_unet"] | {"encoder": parts["pdae"]["encoder"]}
     parts["pdae_plain"] = parts["pdae"]
     assert parts["pdae"] == pytest.approx({"trunk": 37.0, "head": 110.7, "shift": 110.7, "encoder": 0.62}, rel=0.01)
     assert parts["diffae_unet"]["encoder"] == pytest.approx(37.8, rel=0.01)
     cost = {name: benchmark.VARIANTS[name].cost(**p) for name, p in parts.items()}
     assert cost["pdae"] == pytest.approx(481.6, rel=0.01)
-    assert [cost[n] / cost["pdae"] for n in ("diffae", "diffae_unet", "pdae_plain")] == pytest.approx([0.92, 1.16, 1.61], abs=0.01)
+    assert [cost[n] / cost["pdae"]
+            for n in ("diffae", "diffae_unet", "pdae_plain")] == pytest.approx([0.92, 1.16, 1.61], abs=0.01)
 
 
 def test_a_label_has_one_encoder():
@@ -128,23 +135,26 @@ def test_out_of_memory_means_smaller_micro_batches(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("card", "tflops"), [
-    ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("Tesla T4", None)])
+    ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989),
+    ("Tesla T4", None)])
 def test_peaks(card, tflops, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
     assert benchmark.peak(torch.device("cuda")) == tflops
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["--steps", "0"], "--steps 0"), (["--preset", "cats"], "--preset 'cats'.*digits"), (["--only", "vae"], "--only vae.*pdae, diffae"),
+    (["--steps", "0"], "--steps 0"), (["--preset", "cats"], "--preset 'cats'.*digits"),
+    (["--only", "vae"], "--only vae.*pdae, diffae"),
     (["--set", "unet.chanels=3"], "unet.chanels"),
-    pytest.param(["--device", "cuda"], "finds no GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"))])
+    pytest.param(["--device", "cuda"], "finds no GPU",
+                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"))])
 def test_bad_arguments(args, message):
     with pytest.raises(UsageError, match=message) as e:
         run(*args)
     assert "\n" not in str(e.value)
 
 
-# ---- benchmarks/sampling.py ---------------------------------------------------------------------------------------------
+# ---- benchmarks/sampling.py ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +187,8 @@ def measured(sampling_benchmark, tiny_pdae, tmp_path_factory):
 def test_sampling_is_measured_and_written(measured, sampling_benchmark):
     result, path = measured
     assert json.loads(path.read_text()) == json.loads(json.dumps(result))
-    assert set(sampling_benchmark.SECTIONS) <= set(result) and result["command"].startswith("python benchmarks/sampling.py --quick")
+    assert (set(sampling_benchmark.SECTIONS) <= set(result)
+            and result["command"].startswith("python benchmarks/sampling.py --quick"))
     for text in (sampling_benchmark.table(result), report.markdown(result)):
         for section in sampling_benchmark.SECTIONS:
             for row in result[section].get("rows", []):
@@ -215,7 +226,8 @@ def test_sections_are_measured_anew(measured, sampling_benchmark, tiny_pdae):
         sampling_benchmark.main([*args, "--quick", "--images", "4"])
     again = sampling_benchmark.main([*args, "--quick"])
     assert again["drawn"] == before["drawn"] and again["command"] == before["command"]
-    assert again["mixing"]["command"].endswith("--only mixing --quick") and json.loads(path.read_text())["mixing"] == again["mixing"]
+    assert (again["mixing"]["command"].endswith("--only mixing --quick")
+            and json.loads(path.read_text())["mixing"] == again["mixing"])
     with pytest.raises(UsageError, match="--images 2; want 3 or more"):
         sampling_benchmark.main([*args, "--images", "2"])
 
@@ -225,11 +237,13 @@ def test_a_stopped_run_goes_on(measured, sampling_benchmark, tiny_pdae, tmp_path
     missing = result["intervals"]["rows"].pop(2)
     del result["intervals"]["date"], result["mixing"]
     path.write_text(json.dumps(result))
-    again = sampling_benchmark.main(["--quick", "--device", "cpu", "--model", str(tiny_pdae), "--json", str(path), "--more"])
+    again = sampling_benchmark.main(["--quick", "--device", "cpu", "--model", str(tiny_pdae), "--json", str(path),
+                                     "--more"])
     assert again["random_x_T"] == result["random_x_T"] and "date" in again["intervals"] and "share" in again["mixing"]
     rows = again["intervals"]["rows"]
     assert rows[:2] + rows[3:] == result["intervals"]["rows"]
-    assert rows[2]["name"] == missing["name"] and rows[2]["mse"]["value"] == pytest.approx(missing["mse"]["value"], rel=1e-3)
+    assert (rows[2]["name"] == missing["name"]
+            and rows[2]["mse"]["value"] == pytest.approx(missing["mse"]["value"], rel=1e-3))
 
 
 def test_a_change_of_kid_is_the_difference_of_two(sampling_benchmark):
@@ -243,7 +257,7 @@ def test_a_change_of_kid_is_the_difference_of_two(sampling_benchmark):
     assert got["high"] - got["low"] < 0.5 * (after.high - after.low)  # chance that both share cancels
 
 
-# ---- what is stored -----------------------------------------------------------------------------------------------------
+# ---- what is stored --------------------------------------------------------------------------------------------------
 
 
 def stored(name):
@@ -285,4 +299,5 @@ def test_a_slice_of_what_is_stored_comes_out_again(sampling_benchmark):
 def test_the_readme_shows_what_is_stored():
     text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     for name in ("digits", "peeps"):
-        assert report.markdown(stored(name)) in text, f"python benchmarks/sampling_report.py pdae_lite/assets/sampling_{name}.json"
+        assert report.markdown(stored(
+            name)) in text, f"python benchmarks/sampling_report.py pdae_lite/assets/sampling_{name}.json"

@@ -26,14 +26,16 @@ class Calls:
 def watched():
     """A PDAE, and the calls of its trunk, head, estimator and time embedding."""
     model = pdae()
-    return model, Calls(model.dpm, "trunk"), Calls(model.dpm.out), Calls(model.estimator.shift_out), Calls(model.dpm.time_embed)
+    return model, Calls(model.dpm,
+                        "trunk"), Calls(model.dpm.out), Calls(model.estimator.shift_out), Calls(model.dpm.time_embed)
 
 
 RUNS = {"ddim": lambda d, x: sampling.ddim(d, x, SCHEDULE, 6), "ddpm": lambda d, x: sampling.ddpm(d, x, SCHEDULE, 6),
         "dpm_solver": lambda d, x: sampling.dpm_solver(d, x, SCHEDULE, 6),
         "corrected": lambda d, x: sampling.dpm_solver(d, x, SCHEDULE, 6, correct=True),
         "invert": lambda d, x: sampling.invert(d, x, SCHEDULE, 6),
-        "invert 2": lambda d, x: sampling.invert(d, x, SCHEDULE, 6, order=2), "belm": lambda d, x: belm(d, x, SCHEDULE, 6),
+        "invert 2": lambda d, x: sampling.invert(d, x, SCHEDULE, 6, order=2),
+        "belm": lambda d, x: belm(d, x, SCHEDULE, 6),
         "belm_invert": lambda d, x: belm_invert(d, x, SCHEDULE, 6)}
 
 
@@ -103,7 +105,8 @@ def test_the_estimator_runs_only_where_its_scale_is_not_0():
     assert trunk.rows == head.rows == shift.rows == [3] * 6
     plain = pdae()
     for i in range(3):
-        torch.testing.assert_close(some[[i]], plain.decode(codes()[[i]], noise()[[i]], 6, scale=float(scale[i])), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(some[[i]], plain.decode(codes()[[i]], noise()[[i]], 6, scale=float(scale[i])),
+                                   rtol=1e-4, atol=1e-5)
     shift.rows.clear()
     model.decode(codes(), noise(), 6, scale=0.0)
     model.decode(codes(), noise(), 6, off_last=1.0)
@@ -183,12 +186,14 @@ def test_compiled_parts_are_traced_once(monkeypatch):
         traced.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(torch, "compile", lambda f, mode=None, **options: real(f, backend=tracer, fullgraph=True, **options))
+    monkeypatch.setattr(torch, "compile",
+                        lambda f, mode=None, **options: real(f, backend=tracer, fullgraph=True, **options))
     torch._dynamo.reset()
     model = pdae()
     fast = accelerate(model, compile=True)
     for steps in (6, 4):
-        torch.testing.assert_close(fast.decode(codes(), noise(), steps), model.decode(codes(), noise(), steps), rtol=1e-4, atol=2e-4)
+        torch.testing.assert_close(fast.decode(codes(), noise(), steps), model.decode(codes(), noise(), steps),
+                                   rtol=1e-4, atol=2e-4)
     assert len(traced) == 3  # trunk, head, estimator
     assert accelerate(dpm(), compile=True)(noise(), T_BATCH).shape == noise().shape
     torch._dynamo.reset()

@@ -1,4 +1,5 @@
-"""What docstrings promise and no other test asks for: numbers, dtypes and ranges, one rule for all; draws, grids, averages, files."""
+"""What docstrings promise and no other test asks for: numbers, dtypes and ranges, one rule for all; draws, grids,
+averages, files."""
 import functools
 import threading
 import warnings
@@ -37,15 +38,17 @@ def small():
     return filled(PDAE(UNet(UNetConfig(8, 1, 8, (1, 2), 1, ())), encoder, NoiseSchedule.linear(20, 0.01, 0.4))).eval()
 
 
-# ---- what data may be --------------------------------------------------------------------------------------------------
+# ---- what data may be ------------------------------------------------------------------------------------------------
 
 
 def taken(model, x):
     """Which of training, encoding, codes and metrics take images x, and which warn."""
     out = {}
-    for name, use in {"train": lambda: Batches(TensorDataset(x), TrainConfig(batch_size=2), torch.device("cpu"), [torch.arange(2)], 0,
+    for name, use in {"train": lambda: Batches(TensorDataset(x), TrainConfig(batch_size=2), torch.device("cpu"),
+                                               [torch.arange(2)], 0,
                                                model.data_range),
-                      "codes": lambda: latent_codes(model, x), "encode": lambda: model.encode(x), "mse": lambda: metrics.mse(x, x)}.items():
+                      "codes": lambda: latent_codes(model, x), "encode": lambda: model.encode(x),
+                      "mse": lambda: metrics.mse(x, x)}.items():
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
@@ -58,19 +61,22 @@ def taken(model, x):
 
 
 @FEW
-@given(st.sampled_from([*FLOATS, torch.uint8, torch.int16, torch.int64, torch.bool]), st.floats(-3, 3), st.floats(0.01, 3),
+@given(st.sampled_from([*FLOATS, torch.uint8, torch.int16, torch.int64, torch.bool]), st.floats(-3, 3),
+       st.floats(0.01, 3),
        st.sampled_from([None, None, torch.nan, torch.inf]))
 def test_training_encoding_and_metrics_take_the_same_data(dtype, low, width, bad):
     model = small()
     x = torch.linspace(low, low + width, 8 * 64).reshape(8, 1, 8, 8).to(dtype)
     if not dtype.is_floating_point:
         x = torch.linspace(0, 255, 8 * 64).reshape(8, 1, 8, 8).to(dtype)
-        floats = "takes" if dtype == torch.uint8 else "refuses"  # what can be scaled is, where the data come from outside
+        # what can be scaled is, where the data come from outside
+        floats = ("takes" if dtype == torch.uint8 else "refuses")
         assert taken(model, x) == {"train": floats, "codes": floats, "encode": "refuses", "mse": "refuses"}
         return
     if bad is not None:
         x[3, 0, 2, 2] = bad
-        assert taken(model, x) | {"train": ""} == {"train": "", "codes": "refuses", "encode": "refuses", "mse": "refuses"}
+        assert (taken(model, x) | {"train": ""} == {"train": "", "codes": "refuses", "encode": "refuses",
+                                                    "mse": "refuses"})
         return  # a batch with NaN is for the training loop to skip and report
     within = -1.1 <= float(x.min()) and float(x.max()) <= 1.1
     verdict = "refuses" if not within else "warns" if 0 <= float(x.min()) < float(x.max()) <= 1 else "takes"
@@ -88,12 +94,13 @@ def test_one_image_may_be_bright_eight_may_not():
         check_range(bright, (-1.0, 1.0))
 
 
-NUMBERS = ("steps", "batch_size", "accumulate", "lr", "weight_decay", "warmup", "decay", "grad_clip", "ema", "gamma", "seed", "save_every",
-           "log_every", "workers")
+NUMBERS = ("steps", "batch_size", "accumulate", "lr", "weight_decay", "warmup", "decay", "grad_clip", "ema", "gamma",
+           "seed", "save_every", "log_every", "workers")
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
-@given(st.sampled_from(NUMBERS), st.floats() | st.integers(-3, 3) | st.integers(-2**70, 2**70) | st.sampled_from(["1", True, [1]]))
+@given(st.sampled_from(NUMBERS),
+       st.floats() | st.integers(-3, 3) | st.integers(-2**70, 2**70) | st.sampled_from(["1", True, [1]]))
 def test_a_number_of_training_is_in_its_range_or_refused_by_name(name, value):
     try:
         config = TrainConfig(**{name: value})
@@ -105,7 +112,7 @@ def test_a_number_of_training_is_in_its_range_or_refused_by_name(name, value):
         assert name == "gamma" or kept >= 0
 
 
-# ---- t, grids, draws ---------------------------------------------------------------------------------------------------
+# ---- t, grids, draws -------------------------------------------------------------------------------------------------
 
 
 @FEW
@@ -147,7 +154,8 @@ def test_noise_belongs_to_samples_not_to_batches(index, seed, random):
     order = random.sample(range(len(index)), len(index))
     a, b = PerSample(seed, torch.tensor(index)), PerSample(seed, torch.tensor(index)[order])
     first, second = a.randn((len(index), 2, 3)), a.randn((len(index), 2, 3))
-    assert torch.equal(first[order], b.randn((len(index), 2, 3))) and not torch.equal(first, second) and first.dtype == torch.float32
+    assert (torch.equal(first[order], b.randn((len(index), 2, 3))) and not torch.equal(first, second)
+            and first.dtype == torch.float32)
 
 
 @FEW
@@ -181,18 +189,21 @@ def test_scales_are_numbers_one_a_sample_or_functions_of_t():
     refuses("scale has 2 values for 3 images", scale_at, torch.tensor([1.0, 2.0]), 5, x)
     parts = (x, (torch.zeros(1, 4), torch.zeros(3, 2)), None, torch.tensor(5))
     doubled = batch_map(parts, 3, lambda part: torch.cat([part, part]))
-    assert [len(doubled[0]), len(doubled[1][0]), len(doubled[1][1])] == [6, 1, 6] and doubled[2] is None and int(doubled[3]) == 5
+    assert ([len(doubled[0]), len(doubled[1][0]), len(doubled[1][1])] == [6, 1, 6] and doubled[2] is None
+            and int(doubled[3]) == 5)
 
 
-# ---- measuring -----------------------------------------------------------------------------------------------------------
+# ---- measuring -------------------------------------------------------------------------------------------------------
 
 
 def test_errors_depend_on_the_image_and_t_alone():
     x, model = noise(7, dtype=torch.float32).clamp(-1, 1), small()
     whole = noise_error(lambda x: model.dpm, x, SCHEDULE, [1, 50], seed=4)
-    torch.testing.assert_close(noise_error(lambda x: model.dpm, x, SCHEDULE, [50], seed=4, batch_size=2), whole[1:], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(noise_error(lambda x: model.dpm, x, SCHEDULE, [50], seed=4, batch_size=2), whole[1:],
+                               rtol=1e-5, atol=1e-6)
     first = noise_error(lambda x: model.dpm, x[:1], SCHEDULE, [1, 50], seed=4)
-    rest = torch.stack([noise_error(lambda x: model.dpm, x[: i + 1], SCHEDULE, [1, 50], seed=4) * (i + 1) for i in range(1, 7)])
+    rest = torch.stack([noise_error(lambda x: model.dpm, x[: i + 1], SCHEDULE, [1, 50], seed=4) * (i + 1)
+                        for i in range(1, 7)])
     torch.testing.assert_close((first + (rest[0] - first) + (rest[-1] - rest[0])) / 7, whole, rtol=1e-5, atol=1e-6)
 
 
@@ -201,7 +212,8 @@ def test_nats_interpolate_and_extend():
     every = nats(line / 2, line, SCHEDULE, range(1, 100), 64)
     assert nats(line[[0, 40, 98]] / 2, line[[0, 40, 98]], SCHEDULE, [1, 41, 99], 64) == pytest.approx(every, rel=1e-5)
     flat = torch.full((2,), 0.3)
-    assert nats(flat / 2, flat, SCHEDULE, [40, 50], 64) == pytest.approx(nats(flat / 2, flat, SCHEDULE, [1, 99], 64), rel=1e-6)
+    assert nats(flat / 2, flat, SCHEDULE, [40, 50], 64) == pytest.approx(nats(flat / 2, flat, SCHEDULE, [1, 99], 64),
+                                                                         rel=1e-6)
     for ts in ([0, 5], [5], [5, 5], [9, 5]):
         refuses("ts is", nats, flat[: len(ts)], flat[: len(ts)], SCHEDULE, ts, 64)
 
@@ -213,11 +225,12 @@ def test_intervals_by_formula(values):
     left_out = [(x.sum() - v) / (len(x) - 1) for v in x]
     assert jackknife_variance(torch.stack(left_out)) == pytest.approx(float(x.var() / len(x)), rel=1e-6, abs=1e-9)
     e = bootstrap(lambda a: a.mean(-1), 50, None, x)
-    assert e == bootstrap(lambda a: a.mean(-1), 50, None, x) and min(values) - 1e-9 <= e.low <= e.high <= max(values) + 1e-9
+    assert (e == bootstrap(lambda a: a.mean(-1), 50, None, x) and min(values) - 1e-9 <= e.low <= e.high <= max(values)
+            + 1e-9)
     assert (e - e).value == 0 and not (e - e).excludes(0) and float(e) == e.value
 
 
-# ---- weights and files ---------------------------------------------------------------------------------------------------
+# ---- weights and files -----------------------------------------------------------------------------------------------
 
 
 @FEW
@@ -266,7 +279,7 @@ def test_sources_say_what_they_have(tmp_path):
     refuses("the data have no labels", sources.count_classes, TensorDataset(torch.zeros(3, 1, 8, 8)))
 
 
-# ---- shared models -------------------------------------------------------------------------------------------------------
+# ---- shared models ---------------------------------------------------------------------------------------------------
 
 
 def test_threads_share_a_model():
@@ -276,7 +289,8 @@ def test_threads_share_a_model():
 
     def work(i):
         z, x_T = codes(3, i), noise(3, seed=i)
-        out[i] = torch.cat([model.decode(z, x_T, 2 + i), model.invert(x_T.clamp(-1, 1), z, 2 + i), fixed.decode(z, x_T, 2 + i)])
+        out[i] = torch.cat([model.decode(z, x_T, 2 + i), model.invert(x_T.clamp(-1, 1), z, 2 + i),
+                            fixed.decode(z, x_T, 2 + i)])
 
     for i in range(6):
         work(i)

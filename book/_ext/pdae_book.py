@@ -1,9 +1,12 @@
-"""What these pages need beyond Jupyter Book: links between terms, code and chapters; docstrings as reST; one place for a public URL.
+"""What these pages need beyond Jupyter Book: links between terms, code and chapters; docstrings as reST; one place for
+a public URL.
 
-- The first mention of a glossary term on each page leads to the glossary, and each entry there leads back to those places.
+- The first mention of a glossary term on each page leads to the glossary, and each entry there leads back to those
+  places.
 - Inline code that names something of the library (`losses.fill`, `pdae.encode(images)`) leads to the API reference.
 - Docstrings are plain text with single backticks; here they become reST that warns of nothing.
-- `pdae_repository` in _config.yml: once it holds a URL, chapters get buttons for Colab and Binder; without one they get none.
+- `pdae_repository` in _config.yml: once it holds a URL, chapters get buttons for Colab and Binder; without one they get
+  none.
 """
 import lzma
 import re
@@ -13,11 +16,13 @@ from docutils import nodes
 from sphinx import addnodes
 
 GLOSSARY, API = "notation", "api"
-UNLINKED = {GLOSSARY, API, "equations", "results", "claims", "timings", "models", "families", "benchmarks", "commands", "files", "verdict",
+UNLINKED = {GLOSSARY, API, "equations", "results", "claims", "timings", "models", "families", "benchmarks", "commands",
+            "files", "verdict",
             "bibliography"}  # pages where no term is linked
 MARKED_ONLY = {"fill", "frozen", "head"}  # everyday words: a term only where they are set in bold or italics
 AUTOENCODER = "pdae_lite.autoencoder.Autoencoder"
-INSTANCES = {"schedule": ("pdae_lite.schedule.NoiseSchedule",), "pdae": ("pdae_lite.pdae.PDAE", AUTOENCODER), "model": (AUTOENCODER,)}
+INSTANCES = {"schedule": ("pdae_lite.schedule.NoiseSchedule",), "pdae": ("pdae_lite.pdae.PDAE", AUTOENCODER),
+             "model": (AUTOENCODER,)}
 
 
 # ---- glossary -------------------------------------------------------------------------------------------------------
@@ -26,7 +31,8 @@ INSTANCES = {"schedule": ("pdae_lite.schedule.NoiseSchedule",), "pdae": ("pdae_l
 def terms(env) -> dict[str, tuple[str, str]]:
     """Term in lower case → (term, its id on the glossary's page)."""
     objects = env.get_domain("std").objects
-    return {name.lower(): (name, anchor) for (kind, name), (page, anchor) in objects.items() if kind == "term" and page == GLOSSARY}
+    return {name.lower(): (name, anchor) for (kind, name), (page, anchor) in objects.items() if kind == "term"
+            and page == GLOSSARY}
 
 
 def mentions(doctree, known) -> dict[str, tuple[nodes.Text, int, int]]:
@@ -34,14 +40,16 @@ def mentions(doctree, known) -> dict[str, tuple[nodes.Text, int, int]]:
     found, taken = {}, {}
     longest_first = sorted(known, key=len, reverse=True)
     for text in doctree.findall(nodes.Text):
-        marked = isinstance(text.parent, (nodes.strong, nodes.emphasis)) and isinstance(text.parent.parent, nodes.paragraph)
+        marked = (isinstance(text.parent, (nodes.strong, nodes.emphasis))
+                  and isinstance(text.parent.parent, nodes.paragraph))
         if not marked and not isinstance(text.parent, nodes.paragraph):
             continue
         for key in longest_first:
             name = known[key][0]
             if key in found or (key in MARKED_ONLY and not marked):
                 continue
-            for match in re.finditer(rf"(?<![\w-]){re.escape(name)}s?(?![\w-])", str(text), 0 if name[0].isupper() else re.I):
+            for match in re.finditer(rf"(?<![\w-]){re.escape(name)}s?(?![\w-])", str(text),
+                                     0 if name[0].isupper() else re.I):
                 start, end = match.span()
                 if all(end <= a or start >= b for a, b in taken.get(text, ())):
                     found[key] = (text, start, end)
@@ -53,7 +61,8 @@ def mentions(doctree, known) -> dict[str, tuple[nodes.Text, int, int]]:
 def find_terms(app, env):
     """Which pages mention which term; the glossary is written anew whenever anything else was."""
     known = terms(env)
-    env.pdae_mentions = {page: sorted(mentions(env.get_doctree(page), known)) for page in sorted(env.found_docs - UNLINKED)}
+    env.pdae_mentions = {page: sorted(mentions(env.get_doctree(page), known))
+                         for page in sorted(env.found_docs - UNLINKED)}
     return [GLOSSARY] if GLOSSARY in env.found_docs else []
 
 
@@ -70,8 +79,8 @@ def link_terms(app, doctree, page):
     for text, spans in by_node.items():
         parts, at = [], 0
         for start, end, key in sorted(spans):
-            link = nodes.reference(str(text)[start:end], str(text)[start:end], internal=True, refuri=f"{uri}#{known[key][1]}",
-                                   ids=[f"mention-{known[key][1]}"], classes=["term"])
+            link = nodes.reference(str(text)[start:end], str(text)[start:end], internal=True,
+                                   refuri=f"{uri}#{known[key][1]}", ids=[f"mention-{known[key][1]}"], classes=["term"])
             parts += [nodes.Text(str(text)[at:start]), link]
             at = end
         text.parent.replace(text, [*parts, nodes.Text(str(text)[at:])])
@@ -112,7 +121,8 @@ def target_of(text, objects):
         inherited = [AUTOENCODER] if first in ("PDAE", "DiffAE") else []
         tries = [f"{base}.{rest}" for base in (*INSTANCES.get(first, ()), *inherited)]
         tries += [n for n in objects if n.endswith(ends)]  # a class or a module, in whatever room
-        tries += [n for n in objects if n.startswith(f"pdae_lite.{first}.") and n.endswith(f".{rest}")]  # a room hands it on
+        # a room hands it on
+        tries += [n for n in objects if n.startswith(f"pdae_lite.{first}.") and n.endswith(f".{rest}")]
     else:
         tries = [n for n in objects if n.endswith(ends) and name[:1].isupper()]
     return next((t for t in tries if t in objects and objects[t].objtype != "module"), None)
@@ -150,7 +160,8 @@ def escaped(lines):
 
 
 def as_rest(app, what, name, obj, options, given):
-    """Docstrings to reST: `code` becomes ``code``; what only looks like markup is escaped; a module's examples stay as they are."""
+    """Docstrings to reST: `code` becomes ``code``; what only looks like markup is escaped; a module's examples stay as
+    they are."""
     out, text, example, lines = [], [], False, given
     if what == "module":  # sphinx has taken the indent off, by which an example is known
         lines = (obj.__doc__ or "").split("\n")
@@ -170,21 +181,25 @@ def as_rest(app, what, name, obj, options, given):
 
 
 def number_equations(app, env):
-    """One system for the whole book: an equation of the paper, labelled …-paper-7, is "paper (7)"; the others count by chapter."""
+    """One system for the whole book: an equation of the paper, labelled …-paper-7, is "paper (7)"; the others count by
+    chapter."""
     for page, figures in env.toc_fignumbers.items():
         chapter, numbers = re.search(r"(\d+)_", page), figures.get("displaymath", {})
         count = 0
         for label in numbers:
             of_paper = re.search(r"-paper-(\d+)$", label)
             count += not of_paper
-            numbers[label] = (f"paper {of_paper[1]}",) if of_paper else (int(chapter[1]), count) if chapter else (count,)
+            numbers[label] = ((f"paper {of_paper[1]}",) if of_paper else (int(chapter[1]), count)
+                              if chapter else (count,))
 
 
 def mend_html(app, page, template, context, doctree):
-    """The paper's equation numbers as the text writes them; roles that a bibliography's list must have for screen readers."""
+    """The paper's equation numbers as the text writes them; roles that a bibliography's list must have for screen
+    readers."""
     if "body" in context:
         context["body"] = re.sub(r"\(paper (\d+)(?=[)<])", r"paper (\1", context["body"])
-        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"').replace('role="doc-backlink"', 'role="none"')
+        context["body"] = context["body"].replace('role="doc-biblioentry"',
+                                                  'role="listitem"').replace('role="doc-backlink"', 'role="none"')
 
 
 def public_url(app, config):
@@ -192,12 +207,13 @@ def public_url(app, config):
     url = config.pdae_repository.strip().rstrip("/")
     if url:
         config.html_theme_options.update({
-            "repository_url": url, "repository_branch": config.pdae_branch, "path_to_docs": "", "use_repository_button": True,
+            "repository_url": url, "repository_branch": config.pdae_branch, "path_to_docs": "",
+            "use_repository_button": True,
             "launch_buttons": {"notebook_interface": "jupyterlab", "binderhub_url": "https://mybinder.org",
                                "colab_url": "https://colab.research.google.com"}})
 
 
-# ---- scripts of others ------------------------------------------------------------------------------------------------
+# ---- scripts of others -----------------------------------------------------------------------------------------------
 
 
 def unpack_vendored(app):

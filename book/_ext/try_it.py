@@ -1,5 +1,5 @@
-"""The directive {try_it}: the shipped digits PDAE, computing in the page. Its files are made from the shipped weights, kept
-in _build/live, and made anew only when the weights or what makes them changed.
+"""The directive {try_it}: the shipped digits PDAE, computing in the page. Its files are made from the shipped weights,
+kept in _build/live, and made anew only when the weights or what makes them changed.
 """
 import hashlib
 import json

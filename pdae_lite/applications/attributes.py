@@ -65,7 +65,8 @@ class LinearProbe(Saved):
         few = (count if kind == "classes" else torch.minimum(count, len(z) - count)) < FEWEST
         if kind == "classes" and bool(few.any()):
             i = int(few.nonzero()[0])
-            raise ValueError(f"class {names[i]!r} has {int(count[i])} of {len(z)} codes; want at least {FEWEST} of each "
+            raise ValueError(f"class {names[i]!r} has {int(count[i])} of {len(z)} codes; want at least {FEWEST} of "
+                             "each "
                              "class")
         if l2 is not None and l2 < 0:
             raise ValueError(f"l2={l2}; want 0 or more, or None")

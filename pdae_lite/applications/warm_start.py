@@ -48,8 +48,8 @@ def warm_encoder(encoder: SemanticEncoder, data, images: int, config: TrainConfi
     if out is not None and Path(out).is_file():
         return SemanticEncoder.load(out).train()
     steps = -(-images // config.batch_size)
-    config = replace(config, steps=steps, warmup=min(config.warmup, steps // 10), decay=0.5, weight="simple", gamma=None,
-                     ema=min(config.ema, 0.99), tensorboard=False)
+    config = replace(config, steps=steps, warmup=min(config.warmup, steps // 10), decay=0.5, weight="simple",
+                     gamma=None, ema=min(config.ema, 0.99), tensorboard=False)
     train(PlainAutoencoder(encoder), data, config, schedule=NoiseSchedule.linear(), progress=progress)
     if out is not None:
         encoder.save(out, {"plain_autoencoder_images": steps * config.batch_size})

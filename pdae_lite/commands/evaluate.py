@@ -194,7 +194,8 @@ def _table_1(args, device, files, model, report: dict):
             ours, theirs = list(rows.get(row, {}).values()) or [None] * 3, published.TABLE_1.get(row, (None,) * 3)
             lines.append([row, *(shown(cell) for pair in zip(ours, theirs) for cell in pair)])
         yield (f"\nTable 1: reconstruction, {files.name} on {_measured(rows):,} images of {args.data}, T = {steps}; "
-               f"means with 95 % intervals\npaper: {published.TABLE_1_MODEL} on CelebA-HQ, T = {published.TABLE_1_STEPS}\n"
+               f"means with 95 % intervals\npaper: {published.TABLE_1_MODEL} on CelebA-HQ, T = "
+               f"{published.TABLE_1_STEPS}\n"
                + table(["", "SSIM", "paper", distance.name, column, "MSE", "paper"], lines))
 
 

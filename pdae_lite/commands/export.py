@@ -33,5 +33,6 @@ def _export(args) -> None:
         for part, f in facts.items()]))
     total, cost = sum(f["bytes"] for f in facts.values()) / 1e6, {p: f["milliseconds"] for p, f in facts.items()}
     plain = cost["trunk"] + cost["head"]
-    print(f"{folder}: {total:.1f} MB; an evaluation takes {plain + cost['known']:.0f} ms on one core, {plain:.0f} ms where z "
+    print(f"{folder}: {total:.1f} MB; an evaluation takes {plain + cost['known']:.0f} ms on one core, {plain:.0f} ms "
+          "where z "
           "has no say\ndifferences: the largest between onnxruntime and PyTorch, in standard deviations of the output")

@@ -13,7 +13,17 @@ from ..checkpoint import best_device, load_model, model_file, shipped, shipped_f
 from ..data import sources
 from ..interop.references import DPM, MODEL, fingerprint, image_shape, kind_of, load_codec, load_dpm
 from ..sampling import ddim, slerp
-from .output import check_partner, pixels, place, place_with_record, whole, write_grid, write_json, write_png, write_record
+from .output import (
+    check_partner,
+    pixels,
+    place,
+    place_with_record,
+    whole,
+    write_grid,
+    write_json,
+    write_png,
+    write_record,
+)
 from .settings import SEED, UsageError, add_told, add_value_range, number, value_range
 
 AT_ONCE = 64  # images that go through a network together

@@ -53,7 +53,8 @@ def whole_numbers(option: str, text: str) -> list[int]:
 
 def add_value_range(parser) -> None:
     """The option `--value-range`."""
-    parser.add_argument("--value-range", nargs=2, type=number(float), metavar=("LOW", "HIGH"), help="""the values that are
+    parser.add_argument("--value-range", nargs=2, type=number(float), metavar=("LOW", "HIGH"), help="""the values \
+that are
         black and white in the images, such as -160 240 for soft tissue in CT (default: those that the model was trained
         with; or else what the files say, or a guess, which a line tells)""")
 

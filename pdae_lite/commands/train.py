@@ -110,7 +110,8 @@ def _pretrain_on(args) -> None:
     size, channels = _takes(args, dpm, dpm)
     preset = _settings(args, "pretrain", _preset(args, dpm))
     data = _data(args, preset, size, channels, dpm)
-    _run(dpm.requires_grad_(True), data, preset.pretrain, args, {"start": args.dpm, "start_sha256": file_digest(model_file(args.dpm))},
+    _run(dpm.requires_grad_(True), data, preset.pretrain, args,
+         {"start": args.dpm, "start_sha256": file_digest(model_file(args.dpm))},
          schedule=schedule)
 
 

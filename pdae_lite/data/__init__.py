@@ -3,8 +3,19 @@
 Images are uint8 [N, C, H, W] in memory, or map-style data sets of uint8 [C, H, W]; models see float in [−1, 1].
 Mirroring is an option of training (`TrainConfig.flip`), not of a data set. What can't be read is left out, and told
 (`readable`)."""
-from .builtin import ASSETS, EDITS, Faces, Images, digits, peeps, peeps_counterfactuals
-from .builtin import shipped_images, shrunk, to_float, to_uint8
+from .builtin import (
+           ASSETS,
+           EDITS,
+           Faces,
+           Images,
+           digits,
+           peeps,
+           peeps_counterfactuals,
+           shipped_images,
+           shrunk,
+           to_float,
+           to_uint8,
+)
 from .files import CELEBA64_CROP, FolderClasses, folder, read_image
 from .items import Unreadable, fingerprint, in_batches, readable
 from .lmdb import lmdb

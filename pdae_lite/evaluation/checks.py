@@ -159,8 +159,8 @@ def copying(generated: Features, train: Features, held_out: Features) -> Estimat
 
 
 def pick(data, n: int | None = None, seed: int = 0, labels=None):
-    """n images of a tensor or a data set at random (None: all, in order), passing over what can't be read: float32 on the
-    CPU, uint8 in [−1, 1]; with `labels`, (images, their labels)."""
+    """n images of a tensor or a data set at random (None: all, in order), passing over what can't be read: float32 on
+    the CPU, uint8 in [−1, 1]; with `labels`, (images, their labels)."""
     total = len(data)
     if labels is not None and len(labels) != total:
         raise ValueError(f"{len(labels)} labels for {total} images; want one each")

@@ -106,8 +106,8 @@ class Report:
 def examine(model: Autoencoder, held_out, train=None, labels=None, train_labels=None, *, names=None,
             features: FeatureNet | None = None, images: int = 100, checks: Iterable[str] | None = None, seed: int = 0,
             progress: bool = False) -> Report:
-    """Look a trained model over: about a minute on two quiet CPU cores for 100 digits of 32×32. Of a model with a codec,
-    what concerns the noise is measured on latents, and the rest on images.
+    """Look a trained model over: about a minute on two quiet CPU cores for 100 digits of 32×32. Of a model with a
+    codec, what concerns the noise is measured on latents, and the rest on images.
 
     Args:
         model: a `PDAE` or a `DiffAE` with an encoder of images.

@@ -42,7 +42,8 @@ class FeatureConfig:
         if len(self.channels) != len(self.strides) or not self.channels:
             raise ValueError(f"channels has {len(self.channels)} entries, strides {len(self.strides)}; want as many")
         if self.image_size % math.prod(self.strides):
-            raise ValueError(f"image_size={self.image_size}; want a multiple of {math.prod(self.strides)}, the strides' product")
+            raise ValueError(f"image_size={self.image_size}; want a multiple of {math.prod(self.strides)}, the "
+                             "strides' product")
 
 
 class FeatureNet(Saved):

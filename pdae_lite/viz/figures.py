@@ -63,7 +63,8 @@ def styled(**more) -> Iterator[None]:
 
 
 def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[str] | None = None,
-                 row_labels: Sequence[str] | None = None, scale: float | None = None, title: str | None = None) -> Figure:
+                 row_labels: Sequence[str] | None = None, scale: float | None = None,
+                 title: str | None = None) -> Figure:
     """A grid of images as a matplotlib figure, filled row by row; the last row may be short.
 
     Args:
@@ -106,7 +107,8 @@ def image_figure(images: Tensor, rows: int | None = None, *, titles: Sequence[st
             ax.set_axis_off()
             ax.imshow(pixels[i])
             if titles is not None and (per_image or row == 0):
-                ax.set_title(titles[i], fontsize=min(size - 1.5, 92 * dx / max(1, *map(len, titles))), loc="center", pad=3)
+                ax.set_title(titles[i], fontsize=min(size - 1.5, 92 * dx / max(1, *map(len, titles))), loc="center",
+                             pad=3)
             if row_labels is not None and column == 0:
                 at = (left - 0.08) / width, (bottom + h * unit / 2) / height
                 figure.text(*at, row_labels[row], ha="right", va="center", fontsize=size)

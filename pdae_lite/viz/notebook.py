@@ -139,5 +139,6 @@ def display(thing) -> None:
     try:
         from IPython.display import display as show
     except ImportError:
-        raise ImportError("showing pictures needs a notebook; in a script use image_figure(...).savefig(path)") from None
+        raise ImportError(
+            "showing pictures needs a notebook; in a script use image_figure(...).savefig(path)") from None
     show(thing)

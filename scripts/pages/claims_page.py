@@ -1,5 +1,5 @@
-"""Write book/claims.md: what each chapter asserts, read from the outputs of `viz.claim` in the notebooks. When a claim fails, so do
-its cell, nbval and CI.
+"""Write book/claims.md: what each chapter asserts, read from the outputs of `viz.claim` in the notebooks. When a claim
+fails, so do its cell, nbval and CI.
 
     python scripts/pages/claims_page.py            # a test tells when it has to be run again
 """
@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "book" / "claims.md"
 HEAD = """# What this book claims
 
-Every sentence below is shown by a cell that has just checked it. Each time the tests run (`make test`), the notebooks are executed
+Every sentence below is shown by a cell that has just checked it. Each time the tests run (`make test`), the \
+notebooks are executed
 anew: a claim that doesn't hold stops its cell, and a sentence that changes is noticed.
 
 | chapter | claims |
@@ -24,7 +25,8 @@ anew: a claim that doesn't hold stops its cell, and a sentence that changes is n
 
 
 def claims(path: Path) -> list[str]:
-    """The claims of a notebook, in order; one in a cell that isn't compared with its stored output raises ValueError."""
+    """The claims of a notebook, in order; one in a cell that isn't compared with its stored output raises
+    ValueError."""
     found = []
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "code":
@@ -40,7 +42,8 @@ def claims(path: Path) -> list[str]:
 def title(path: Path) -> str:
     """The first heading of a notebook."""
     cells = nbformat.read(path, as_version=4).cells
-    return next(line[2:] for c in cells if c.cell_type == "markdown" for line in c.source.splitlines() if line.startswith("# "))
+    return next(line[2:] for c in cells if c.cell_type == "markdown" for line in c.source.splitlines()
+                if line.startswith("# "))
 
 
 def page() -> str:
@@ -49,7 +52,8 @@ def page() -> str:
     all_claims = {p: claims(p) for p in paths}
     rows = [f"| {{doc}}`notebooks/{p.stem}` | {len(c)} |" for p, c in all_claims.items()]
     rows.append(f"| all | {sum(map(len, all_claims.values()))} |")
-    parts = [f"## {int(p.stem[:2])}. {title(p)}\n\n" + "\n".join(f"- {line}" for line in c) for p, c in all_claims.items()]
+    parts = [f"## {int(p.stem[:2])}. {title(p)}\n\n" + "\n".join(f"- {line}" for line in c)
+             for p, c in all_claims.items()]
     return HEAD + "\n".join(rows) + "\n\n" + "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,5 @@
-"""Write the table of the models that ship into book/models.md, from their cards' JSON files: no figure in it is typed by hand.
+"""Write the table of the models that ship into book/models.md, from their cards' JSON files: no figure in it is typed
+by hand.
 
     python scripts/pages/model_table.py            # a test tells when it has to be run again
 """
@@ -14,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 START, END = "<!-- models: scripts/pages/model_table.py writes this -->", "<!-- end of models -->"
 ORDER = ("pdae", "diffae", "latent", "diffae_latent", "classifier", "class", "cond_dpm", "features")
 WHAT = {"pdae": "PDAE, {shape}, z_dim {z_dim}; kind `\"dpm\"` is its DPM", "diffae": "Diff-AE, {shape}, z_dim {z_dim}",
-        "latent": "latent DPM of the PDAE", "diffae_latent": "latent DPM of the Diff-AE", "classifier": "classifier of noisy images",
-        "class": "class-conditional G on the DPM", "cond_dpm": "DPM that is told the class", "features": "feature space of the metrics"}
+        "latent": "latent DPM of the PDAE", "diffae_latent": "latent DPM of the Diff-AE",
+        "classifier": "classifier of noisy images", "class": "class-conditional G on the DPM",
+        "cond_dpm": "DPM that is told the class", "features": "feature space of the metrics"}
 
 
 def value(e) -> float:
@@ -41,10 +43,12 @@ def quality(o: dict, kind: str) -> str:
         return (f"{fill}probe {measure}, found again {again:.3f}, MSE {value(r['mse']):.4f} (random x_T), "
                 f"{value(o['inferred_x_T']['mse']):.1e} (inferred)")
     if kind == "classifier":
-        return ", ".join(f"accuracy {value(r['accuracy']):.2f} at t = {r['t']}" for r in o["held_out"] if r["t"] in (0, 300, 600))
+        return ", ".join(f"accuracy {value(r['accuracy']):.2f} at t = {r['t']}" for r in o["held_out"]
+                         if r["t"] in (0, 300, 600))
     if kind == "features":
         q = o["held_out"]
-        return f"accuracy {value(q['accuracy']):.3f}" if "accuracy" in q and "auroc_mean" not in q else f"AUROC {q['auroc_mean']:.3f}"
+        return (f"accuracy {value(q['accuracy']):.3f}" if "accuracy" in q
+                and "auroc_mean" not in q else f"AUROC {q['auroc_mean']:.3f}")
     i = o["images"]
     told = f"{value(i['of_the_class']):.2f} of the class asked for, " if "of_the_class" in i else ""
     return told + f"KID {value(i['kid']):.3f}, precision {value(i['precision']):.2f}, recall {value(i['recall']):.2f}"

@@ -1,4 +1,5 @@
-"""Write book/results.md, every stored figure and how it was made, from the JSON records in the package: nothing in it is typed by hand.
+"""Write book/results.md, every stored figure and how it was made, from the JSON records in the package: nothing in it
+is typed by hand.
 
     python scripts/pages/results_page.py            # a test tells when it has to be run again
 
@@ -41,8 +42,10 @@ html_theme.sidebar_secondary.remove: true
 
 # Results and provenance
 
-Chapters run in a minute or two. What takes longer was computed once, by a command, and its result is stored in the package
-(`pdae_lite/assets`) with that command. This page lists all of it. It is written from those records by `scripts/pages/results_page.py`, and
+Chapters run in a minute or two. What takes longer was computed once, by a command, and its result is stored in the \
+package
+(`pdae_lite/assets`) with that command. This page lists all of it. It is written from those records by \
+`scripts/pages/results_page.py`, and
 the tests compute a part of each anew. What a record doesn't hold isn't listed.
 """
 MODELS = """All of them are trained by `make weights`; `make -n weights` lists the commands. Each has a card,
@@ -65,7 +68,8 @@ def short(value) -> str:
         return ", ".join(f"{k} {short(v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list):
         return ", ".join(map(short, value[:12])) + (" …" if len(value) > 12 else "")
-    return f"{value:.4g}" if isinstance(value, float) else re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"`\1…`", str(value))
+    return (f"{value:.4g}" if isinstance(value, float)
+            else re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"`\1…`", str(value)))
 
 
 def has_lists(value) -> bool:
@@ -76,7 +80,8 @@ def made(o) -> str:
     """Versions, device, date."""
     torch, python, device, date = (find(o, n) for n in ("torch", "python", "device", "date"))
     device = "CPU" if device == "cpu" else device
-    return ", ".join(short(part) for part in (torch and f"torch {torch}", python and f"Python {python}", device, date) if part)
+    return ", ".join(short(part) for part in (torch and f"torch {torch}", python and f"Python {python}", device, date)
+                     if part)
 
 
 def chapters(stem: str) -> str:
@@ -118,11 +123,13 @@ def record(path: Path) -> list[str]:
     lines = [f"### {title(path.stem)}", ""]
     facts = {"record": f"`pdae_lite/assets/{path.name}`", "shown in": chapters(path.stem)}
     if command := find(o, "command", "commands"):
-        commands = command if isinstance(command, list) else list(command.values()) if isinstance(command, dict) else [command]
+        commands = (command if isinstance(command, list) else list(command.values())
+                    if isinstance(command, dict) else [command])
         facts["made by"] = "; ".join(f"`{' '.join(str(c).split())}`" for c in commands)
     facts["with"] = made(o)
     runs = [r for v in o.values() if isinstance(v, list) for r in v if isinstance(r, dict)]
-    seeds = o.get("seeds") or find(o, "seed") if not any("seed" in r for r in runs) else sorted({r["seed"] for r in runs if "seed" in r})
+    seeds = (o.get("seeds") or find(o, "seed")
+             if not any("seed" in r for r in runs) else sorted({r["seed"] for r in runs if "seed" in r}))
     facts["seeds"] = seeds if seeds is None else short(seeds)
     counts = {k.replace("_", " "): o[k] for k in COUNTS if isinstance(o.get(k), (int, dict)) and not has_lists(o[k])}
     facts["counts"] = short(counts)
@@ -137,7 +144,8 @@ def page() -> str:
     order = {stem: i for i, stem in enumerate(TITLES)}
     records.sort(key=lambda p: (order.get(p.stem, len(order)), p.stem))
     stored = [line for path in records for line in record(path)]
-    return "\n".join([HEAD, "## Models", "", MODELS, "", *models(), "", "## Stored results", "", *stored]).rstrip("\n") + "\n"
+    return ("\n".join([HEAD, "## Models", "", MODELS, "", *models(), "", "## Stored results", "", *stored]).rstrip("\n")
+            + "\n")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@
 What differs from run to run is left out (timings, addresses, how a stream was cut up, live widgets), so that a notebook
 whose results haven't changed gives an empty diff. A notebook that fails is not written.
 
-How long each took (with one thread: of the processor's time, so that other programs don't count), and on what, goes into
-notebooks/timings.json, from which book/timings.md is made (timings_page.py). An
-entry is replaced only where the time differs by more than a third, so that it too stays as it is from run to run.
+How long each took (with one thread: of the processor's time, so that other programs don't count), and on what, goes
+into notebooks/timings.json, from which book/timings.md is made (timings_page.py). An entry is replaced only where the
+time differs by more than a third, so that it too stays as it is from run to run.
 """
 import argparse
 import base64
@@ -40,7 +40,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run notebooks anew and store their outputs.")
     parser.add_argument("names", nargs="*", help="notebooks, by name or path (default: all)")
     parser.add_argument("--tidy", action="store_true", help="run nothing: only tidy the outputs as they are stored")
-    parser.add_argument("--timeout", type=int, default=600, help="seconds that one cell may take (default: %(default)s)")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds that one cell may take (default: "
+                                                                 "%(default)s)")
     args = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars in stored outputs
     failed = 0
@@ -57,7 +58,8 @@ def main() -> int:
             print(f"failed\n{e}", file=sys.stderr)
         else:
             seconds = time.perf_counter() - start
-            note_time(path.stem, min(seconds, used() - used_before) if os.environ.get("OMP_NUM_THREADS") == "1" else seconds)
+            note_time(path.stem, min(seconds, used() - used_before)
+                      if os.environ.get("OMP_NUM_THREADS") == "1" else seconds)
             timings_page.write_header(path)
             print(f"{'changed' if changed else 'unchanged'}, {seconds:.0f} s")
     timings_page.write()
@@ -69,7 +71,8 @@ def find(name: str) -> Path:
     for path in (Path(name), NOTEBOOKS / name, NOTEBOOKS / f"{name}.ipynb"):
         if path.is_file():
             return path.resolve()
-    sys.exit(f"run_notebooks: no notebook {name!r}; there are {', '.join(sorted(p.stem for p in NOTEBOOKS.glob('*.ipynb')))}")
+    sys.exit(f"run_notebooks: no notebook {name!r}; there are "
+             f"{', '.join(sorted(p.stem for p in NOTEBOOKS.glob('*.ipynb')))}")
 
 
 def run(path: Path, timeout: int) -> bool:
@@ -96,13 +99,14 @@ def store(path: Path, notebook) -> bool:
 
 
 def used() -> float:
-    """Seconds of processor time that this process and the kernels that it has ended have used: what a run with one thread takes where
-    nothing else keeps the core busy. The clock on the wall where the system doesn't count it."""
+    """Seconds of processor time that this process and the kernels that it has ended have used: what a run with one
+    thread takes where nothing else keeps the core busy. The clock on the wall where the system doesn't count it."""
     try:
         import resource
     except ImportError:  # Windows
         return time.perf_counter()
-    return sum(o.ru_utime + o.ru_stime for o in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(o.ru_utime + o.ru_stime
+               for o in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
 def note_time(name: str, seconds: float) -> None:
@@ -113,7 +117,8 @@ def note_time(name: str, seconds: float) -> None:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = int(os.environ.get("OMP_NUM_THREADS") or cores)
-    machine = {"cpu": processor(), "cores": min(cores, threads), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    machine = {"cpu": processor(), "cores": min(cores, threads),
+               "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                "torch": torch.__version__, "python": platform.python_version()}
     times = json.loads(TIMINGS.read_text(encoding="utf-8")) if TIMINGS.is_file() else {}
     times = {k: v for k, v in times.items() if (NOTEBOOKS / f"{k}.ipynb").is_file()}
@@ -133,9 +138,11 @@ def processor() -> str:
 
 def clean(notebook) -> None:
     """Leave out what differs between two runs that give the same results."""
-    kept = {k: v for k, v in notebook.metadata.items() if k not in ("widgets", "kernelspec", "language_info", "signature")}
+    kept = {k: v for k, v in notebook.metadata.items()
+            if k not in ("widgets", "kernelspec", "language_info", "signature")}
     notebook.metadata = nbformat.from_dict(kept | {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}})
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"}})
     if notebook.nbformat_minor < 5:  # older notebooks have no cell ids; number them rather than draw them
         notebook.nbformat_minor = 5
     for number, cell in enumerate(notebook.cells):
@@ -174,8 +181,8 @@ def tidy(output):
 
 
 def smaller(png: bytes) -> bytes:
-    """The same pixels in fewer bytes, if that can be had: opaque, and rows as they are (in PNG's words, filter type 0), which
-    compress better than differences where most of a picture is flat."""
+    """The same pixels in fewer bytes, if that can be had: opaque, and rows as they are (in PNG's words, filter type 0),
+    which compress better than differences where most of a picture is flat."""
     image = Image.open(io.BytesIO(png))
     if image.mode == "RGBA" and image.getextrema()[3] == (255, 255):
         image = image.convert("RGB")

@@ -1,4 +1,5 @@
-"""Write book/timings.md, how long each chapter takes, from what scripts/pages/run_notebooks.py stored in notebooks/timings.json.
+"""Write book/timings.md, how long each chapter takes, from what scripts/pages/run_notebooks.py stored in
+notebooks/timings.json.
 
     python scripts/pages/timings_page.py            # a test tells when it has to be run again
 """
@@ -15,9 +16,12 @@ TARGET = ROOT / "book" / "timings.md"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HEAD = """# Timings
 
-How long `scripts/pages/run_notebooks.py` took to run each chapter from the first cell to the last, with the start of the kernel; on one
-core, what it took of the core's time. It stores the times, with the machine, whenever it runs a chapter; this page, and the minutes at the
-head of each chapter, are made from them by `scripts/pages/timings_page.py`. Only what the table names was measured: where it says "no
+How long `scripts/pages/run_notebooks.py` took to run each chapter from the first cell to the last, with the start of \
+the kernel; on one
+core, what it took of the core's time. It stores the times, with the machine, whenever it runs a chapter; this page, \
+and the minutes at the
+head of each chapter, are made from them by `scripts/pages/timings_page.py`. Only what the table names was measured: \
+where it says "no
 GPU", nothing was timed on one.
 """
 TIME = re.compile(r"\*\*Time:\*\*[^.]*(\.\./timings`\))?\.( \(Not\s+measured\s+on\s+a\s+GPU\.\))?")
@@ -46,7 +50,8 @@ def page() -> str:
     measured = [times[n]["seconds"] for n in chapters() if n in times]
     total = [f"All {len(measured)} together: {round(sum(measured) / 60)} minutes."] if measured else []
     machines = [f"- **Machine {letter}:** {machine}." for letter, machine in zip(LETTERS, machines)]
-    return "\n".join([HEAD, "| chapter | time | machine, date |", "|---|---|---|", *rows, "", *total, "", *machines]).rstrip("\n") + "\n"
+    return ("\n".join([HEAD, "| chapter | time | machine, date |", "|---|---|---|", *rows, "", *total, "",
+                       *machines]).rstrip("\n") + "\n")
 
 
 def minutes(name: str) -> str:

@@ -1,7 +1,8 @@
-"""What a PDAE draws along a long training: the same held-out digits from their codes, again and again, and the fill and the error at
-each of those moments: pdae_lite/assets/along.json (chapter 5).
+"""What a PDAE draws along a long training: the same held-out digits from their codes, again and again, and the fill and
+the error at each of those moments: pdae_lite/assets/along.json (chapter 5).
 
-    python scripts/results/along.py            # 25,600 images, about five minutes of one CPU core; a run that was stopped goes on
+    python scripts/results/along.py            # 25,600 images, about five minutes of one CPU core; a run that was
+    stopped goes on
 """
 import argparse
 import base64
@@ -25,11 +26,13 @@ SHOWN, MEASURED = 8, 64  # held-out digits
 
 @torch.no_grad()
 def look(model) -> dict:
-    """Eight held-out digits from their codes and one noise (deflated bytes in base64), the error of 64, and the mean fill."""
+    """Eight held-out digits from their codes and one noise (deflated bytes in base64), the error of 64, and the mean
+    fill."""
     model.eval()
     x_0 = data.digits("test").floats(slice(MEASURED))
     alone, told = (losses.noise_error(of, x_0, model.schedule, TS) for of in (lambda x: model.dpm,
-                                                                             lambda x: model.trained_denoiser(model.encode(x))))
+                                                                             lambda x: model.trained_denoiser(
+                                                                                 model.encode(x))))
     noise = counter_rng.normal(0, 0, torch.zeros(MEASURED, dtype=torch.int64), (1, 32, 32))  # the same for all
     drawn = model.decode(model.encode(x_0), noise, steps=20)
     packed = zlib.compress(data.to_uint8(drawn[:SHOWN]).numpy().tobytes(), 9)
@@ -39,8 +42,10 @@ def look(model) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=25_600, help="images of the run, a multiple of 1,024 (default: %(default)s)")
-    parser.add_argument("--work", type=Path, default=Path("runs/along"), help="folder of the run (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=25_600,
+                        help="images of the run, a multiple of 1,024 (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=Path("runs/along"),
+                        help="folder of the run (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=data.ASSETS / "along.json")
     args = parser.parse_args()
     if args.out.is_file():
@@ -51,13 +56,15 @@ def main() -> int:
     model = PRESETS["digits"].pdae(pdae_lite.load("digits", "dpm"))
     points = [{"images": 0, **look(model)}]
     wanted = {args.images // batch // 2**k for k in range(5)}  # steps: the last, half of it, a quarter, …
-    options = {"steps": args.images // batch, "batch_size": batch, "precision": "no", "log_every": min(wanted), "seed": 0}
+    options = {"steps": args.images // batch, "batch_size": batch, "precision": "no", "log_every": min(wanted),
+               "seed": 0}
     result = train(model, data.digits(), PRESETS["digits"].train, out=args.work, progress=False,
                    callback=lambda step, m: look(m) if step in wanted else None, **options)
     points += [{k: e[k] for k in ("images", "fill_300_600", "mse", "drawn")} for e in result.history if "drawn" in e]
-    record = {"what": "a PDAE of digits in the difference form, looked at along its training", "command": "python scripts/results/along.py",
-              "form": model.form, "options": options, "shape": [SHOWN, 1, 32, 32], "measured": MEASURED, "points": points,
-              "sha256_of_dpm": tensors_digest(model.dpm.state_dict()), "torch": torch.__version__,
+    record = {"what": "a PDAE of digits in the difference form, looked at along its training",
+              "command": "python scripts/results/along.py",
+              "form": model.form, "options": options, "shape": [SHOWN, 1, 32, 32], "measured": MEASURED,
+              "points": points, "sha256_of_dpm": tensors_digest(model.dpm.state_dict()), "torch": torch.__version__,
               "python": platform.python_version(), "device": "cpu", "cpu_seconds": round(time.process_time() - start),
               "date": time.strftime("%Y-%m-%d")}
     write_text(args.out, json.dumps(record, indent=1) + "\n")

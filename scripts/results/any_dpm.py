@@ -3,10 +3,11 @@
     python scripts/results/any_dpm.py --runs runs/any_dpm    # an hour of one core; a run that was stopped goes on
 
 Digits: two DPMs that differ in their path alone, from the same images; a PDAE on each. Faces, at 32×32: an
-AutoencoderKL whose latents are 4×8×8, a UNet2DModel of them, both left as a diffusers pipeline in the folder `pipeline`;
-and, by the command line's own `--dpm hf:`, a PDAE on it, beside a PDAE on the DPM of pixels that ships. Measured on
-held-out images: the fill at equal steps of log-SNR; errors from z and the same random x_T; what the codec alone loses.
-Writes any_dpm.json and the weights of load("digits", "flow") and load("peeps", "latents") in pdae_lite/assets.
+AutoencoderKL whose latents are 4×8×8, a UNet2DModel of them, both left as a diffusers pipeline in the folder
+`pipeline`; and, by the command line's own `--dpm hf:`, a PDAE on it, beside a PDAE on the DPM of pixels that ships.
+Measured on held-out images: the fill at equal steps of log-SNR; errors from z and the same random x_T; what the codec
+alone loses. Writes any_dpm.json and the weights of load("digits", "flow") and load("peeps", "latents") in
+pdae_lite/assets.
 """
 import argparse
 import json

@@ -1,8 +1,11 @@
-"""PDAE against Diff-AE while they train (Section 4.1): same data, network, encoder, seed and images; what differs is the method.
+"""PDAE against Diff-AE while they train (Section 4.1): same data, network, encoder, seed and images; what differs is
+the method.
 
-    python scripts/results/training_efficiency.py --seeds 0 1 2          # half a CPU hour; a run that was stopped goes on
+    python scripts/results/training_efficiency.py --seeds 0 1 2          # half a CPU hour; a run that was stopped goes
+    on
 
-Trains both on the digits that ship and measures at every eighth of a run, on held-out digits with the same noise for both:
+Trains both on the digits that ship and measures at every eighth of a run, on held-out digits with the same noise for
+both:
 
 * `loss`: E[λ_t ‖ε − ε̂‖²], the quantity that both minimise, averaged over t = 50, 150, … 950 with λ_t of v-prediction;
 * `mse`: rebuilding from z and a random x_T (DDIM, 20 steps), on [0, 1];
@@ -57,7 +60,8 @@ def run(method: str, seed: int, config, out: Path) -> dict:
     start = measure(model, x_test) if not (out / "history.json").exists() else None
     history = train(model, data.digits(), replace(config, seed=seed), out=out, progress=False,
                     callback=lambda step, m: measure(m, x_test)).history
-    points = [{k: e[k] for k in ("images", "loss", "mse", "found")} for e in history]  # the measured loss replaces the batch's
+    # the measured loss replaces the batch's
+    points = [{k: e[k] for k in ("images", "loss", "mse", "found")} for e in history]
     if start is not None:
         write_text(out / "start.json", json.dumps(start))
     points.insert(0, {"images": 0, **json.loads((out / "start.json").read_text())})
@@ -67,12 +71,14 @@ def run(method: str, seed: int, config, out: Path) -> dict:
 
 
 def images_until(points: list[dict], key: str, target: float) -> float | None:
-    """Images seen when `key` first falls to `target`, on the lines between the points; 0: it starts there; None: it never does."""
+    """Images seen when `key` first falls to `target`, on the lines between the points; 0: it starts there; None: it
+    never does."""
     if points[0][key] <= target:
         return 0.0
     for before, after in zip(points, points[1:]):
         if before[key] > target >= after[key]:
-            return before["images"] + (before[key] - target) / (before[key] - after[key]) * (after["images"] - before["images"])
+            return (before["images"] + (before[key] - target) / (before[key] - after[key])
+                    * (after["images"] - before["images"]))
     return None
 
 
@@ -102,14 +108,18 @@ def card(o: dict) -> str:
                 values = [p[key] for p in at]
                 cells.append(f"{sum(values) / len(values):{form}} ({min(values):{form}} … {max(values):{form}})")
         rows.append(f"| {point['images']:,} | {' | '.join(cells)} |")
-    shares = {key: ", ".join("not reached" if v is None else f"{v:.2f}" for v in values) for key, values in o["summary"].items()}
+    shares = {key: ", ".join("not reached" if v is None else f"{v:.2f}" for v in values)
+              for key, values in o["summary"].items()}
     needed = "; ".join(f"{said[key]} {v}" for key, v in shares.items())
     trained = {m: next(r["parameters_trained"] for r in o["runs"] if r["method"] == m) for m in ("pdae", "diffae")}
     return f"""# Training efficiency: PDAE against Diff-AE (Section 4.1)
 
-Both on the 4,500 training digits with the same network, encoder, batches and noise, {len(seeds)} seeds, measured on {o['held_out']}
-held-out digits. PDAE trains {trained['pdae']:,} parameters on the DPM of `digits_pdae`, whose own images aren't counted, as in the
-paper; Diff-AE trains {trained['diffae']:,} from scratch. The paper reports that PDAE needs a third to a half of the images.
+Both on the 4,500 training digits with the same network, encoder, batches and noise, {len(seeds)} seeds, measured on \
+{o['held_out']}
+held-out digits. PDAE trains {trained['pdae']:,} parameters on the DPM of `digits_pdae`, whose own images aren't \
+counted, as in the
+paper; Diff-AE trains {trained['diffae']:,} from scratch. The paper reports that PDAE needs a third to a half of the \
+images.
 
 Share of Diff-AE's images that PDAE needs to reach what Diff-AE has at the end, a value for each seed: {needed}.
 (0: it is there at the start, as the DPM is.)
@@ -120,7 +130,8 @@ Mean over seeds (least … most); *found*: nearest held-out digit to the reconst
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Command: `{o['command']}`; {o['date']}, torch {o['torch']}, Python {o['python']}, one core of a CPU. Everything: `training_efficiency.json`.
+Command: `{o['command']}`; {o['date']}, torch {o['torch']}, Python {o['python']}, one core of a CPU. Everything: \
+`training_efficiency.json`.
 """
 
 
@@ -138,7 +149,8 @@ def main() -> None:
         for method in ("pdae", "diffae"):
             runs.append(run(method, seed, config, args.out / f"{method}_{seed}"))
             print(method, seed, runs[-1]["points"][-1], flush=True)
-    facts = {"command": f"python scripts/results/training_efficiency.py --seeds {' '.join(map(str, args.seeds))} --images {args.images}",
+    facts = {"command": f"python scripts/results/training_efficiency.py --seeds {' '.join(map(str, args.seeds))} "
+                        f"--images {args.images}",
              "config": asdict(config), "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__,
              "python": platform.python_version(), "device": "CPU", "t": TS, "held_out": 100}
     out = facts | {"summary": summary(runs), "runs": runs}

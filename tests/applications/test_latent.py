@@ -50,7 +50,8 @@ def make(z_dim=6, seed=0, **changes):
 # ---- the authors' release -----------------------------------------------------------------------------------------
 
 
-def load(checkpoint=RELEASED / "latent_checkpoint.pt", config=RELEASED / "latent_config.yml", latents=RELEASED / "latents.pt"):
+def load(checkpoint=RELEASED / "latent_checkpoint.pt", config=RELEASED / "latent_config.yml",
+         latents=RELEASED / "latents.pt"):
     return interop.load_released_latent(checkpoint, config, latents)
 
 
@@ -63,10 +64,12 @@ def expected():
 def test_released_network(expected):
     latent = load().requires_grad_(False)
     assert error(latent(expected["latent_z_t"], expected["t"]), expected["latent_eps"]) < 2e-6
-    assert (latent.config.z_dim, latent.config.layers, latent.config.width, latent.config.time_channels) == (16, 4, 64, 16)
+    assert (latent.config.z_dim, latent.config.layers, latent.config.width,
+            latent.config.time_channels) == (16, 4, 64, 16)
     assert not latent.training and latent.schedule.same_as(NoiseSchedule.constant(0.008, 1000))
     moments = torch.load(RELEASED / "latents.pt", weights_only=True)
-    assert torch.equal(latent.stats.mean, moments["mean"].float()) and torch.equal(latent.stats.std, moments["std"].float())
+    assert (torch.equal(latent.stats.mean, moments["mean"].float())
+            and torch.equal(latent.stats.std, moments["std"].float()))
 
 
 def test_released_sampler_clamps(expected):
@@ -81,7 +84,8 @@ def test_released_sampler_clamps(expected):
     assert z_T.abs().max() > 1.5 and want.abs().max() > 1  # ᾱ_0 isn't 1 on the paper's grid: some noise stays
     assert error(sampling.ddim(clamped, z_T.clamp(-1, 1), latent.schedule, 10, grid="paper"), want) < 1e-5
     free = latent.stats.normalise(latent.sample(z_T=z_T, steps=10, grid="paper"))
-    assert torch.allclose(free, sampling.ddim(latent, z_T, latent.schedule, 10, grid="paper"), atol=1e-4) and error(free, want) > 0.5
+    assert (torch.allclose(free, sampling.ddim(latent, z_T, latent.schedule, 10, grid="paper"), atol=1e-4)
+            and error(free, want) > 0.5)
 
 
 def test_released_files_that_do_not_fit(tmp_path):
@@ -101,10 +105,12 @@ def test_released_files_that_do_not_fit(tmp_path):
 
     def config(**changes):
         content = yaml.safe_load((RELEASED / "latent_config.yml").read_text())["latent_denoise_fn_config"] | changes
-        (tmp_path / "c.yml").write_text(yaml.safe_dump({"latent_denoise_fn_config": {k: v for k, v in content.items() if v is not ...}}))
+        (tmp_path / "c.yml").write_text(
+            yaml.safe_dump({"latent_denoise_fn_config": {k: v for k, v in content.items() if v is not ...}}))
         return tmp_path / "c.yml"
 
-    refuses(r"layers.0.linear.weight has shape \[64, 16\], want \[32, 16\].*c.yml", load, config=config(model_channel=32))
+    refuses(r"layers.0.linear.weight has shape \[64, 16\], want \[32, 16\].*c.yml", load,
+            config=config(model_channel=32))
     refuses("layers.3.cond_layers.1.weight is missing", load, config=config(num_layers=5))
     refuses("c.yml: has no entry model_channel", load, config=config(model_channel=...))
     refuses("c.yml: use_norm is false", load, config=config(use_norm=False))
@@ -143,7 +149,8 @@ def test_precision():
         assert error(latent(z.float(), t), single) < 0.05
     half = make().bfloat16().requires_grad_(False)
     assert half(z.bfloat16(), t).dtype == torch.bfloat16 and error(half(z.float(), t), single) < 0.05
-    drawn, want = (m.sample(4, 5, generator=generator()) for m in (half, latent))  # the steps themselves aren't taken in bf16
+    # the steps themselves aren't taken in bf16
+    drawn, want = (m.sample(4, 5, generator=generator()) for m in (half, latent))
     assert drawn.dtype == torch.float32 and error(drawn, want) < 0.01 * want.abs().max()
 
 
@@ -164,7 +171,8 @@ def test_loss():
         torch.testing.assert_close(losses.latent_loss(latent, z, t, eps, latent.schedule, weight), want)
         torch.testing.assert_close(latent.training_loss(z, t, eps, None, latent.schedule, table), want)
     squared = (eps - latent(z_t, t)).square().mean()
-    torch.testing.assert_close(make(loss="l2").training_loss(z, t, eps, None, latent.schedule, torch.ones(1000)), squared)
+    torch.testing.assert_close(make(loss="l2").training_loss(z, t, eps, None, latent.schedule, torch.ones(1000)),
+                               squared)
     refuses("loss 'huber'; want 'l1' or 'l2'", LatentConfig, loss="huber")
 
 
@@ -181,7 +189,8 @@ def test_bad_input():
     refuses("sampler 'euler'", latent.sample, 4, sampler="euler")
     for changes in ({"z_dim": 0}, {"layers": 1}, {"width": 0}, {"time_channels": 1}, {"dropout": 1.0}):
         refuses(f"{next(iter(changes))}=", LatentConfig, **changes)
-    refuses("stats are of codes with z_dim=3, config says z_dim=6", LatentDPM, LatentConfig(6, 3, 8), stats=LatentStats.of(normal(9, 3)))
+    refuses("stats are of codes with z_dim=3, config says z_dim=6", LatentDPM, LatentConfig(6, 3, 8),
+            stats=LatentStats.of(normal(9, 3)))
     with pytest.raises(TypeError):
         LatentConfig(depth=3)
 
@@ -244,11 +253,14 @@ def test_training_learns_the_distribution_of_codes():
     def trained(loss):
         torch.manual_seed(0)
         latent = LatentDPM(LatentConfig(3, 4, 128, 32, loss=loss), stats=stats)
-        history = train(latent, codes, steps=400, batch_size=256, lr=3e-3, decay=0.7, ema=0.98, log_every=100, progress=False).history
+        history = train(latent, codes, steps=400, batch_size=256, lr=3e-3, decay=0.7, ema=0.98, log_every=100,
+                        progress=False).history
         assert history[-1]["loss"] < 0.85 * history[0]["loss"]
         drawn = latent.sample(2000, steps=50, generator=generator())
         distance, nearest = torch.cdist(drawn - 10, CENTRES).min(1)
-        return drawn, energy_distance(drawn, held_out), torch.bincount(nearest, minlength=4) / 2000, float((distance < 1).float().mean())
+        return drawn, energy_distance(drawn, held_out), torch.bincount(nearest,
+                                                                       minlength=4) / 2000, float((distance
+                                                                                                   < 1).float().mean())
 
     drawn, energy, shares, close = trained("l2")
     torch.testing.assert_close(drawn.mean(0), z.mean(0), rtol=0, atol=0.15)
@@ -264,8 +276,8 @@ def test_training_learns_the_distribution_of_codes():
 
 def run(out=None, steps=12, callback=None):
     latent = make()
-    return train(latent, TensorDataset(latent.stats.normalise(normal(40, 6))), steps=steps, batch_size=8, lr=1e-3, ema=0.9, save_every=4,
-                 log_every=1, out=out, progress=False, callback=callback)
+    return train(latent, TensorDataset(latent.stats.normalise(normal(40, 6))), steps=steps, batch_size=8, lr=1e-3,
+                 ema=0.9, save_every=4, log_every=1, out=out, progress=False, callback=callback)
 
 
 PROGRAM = """
@@ -277,8 +289,8 @@ test_latent.run(sys.argv[1], callback=lambda step, model: os.kill(os.getpid(), s
 
 
 def test_a_killed_run_goes_on(tmp_path):
-    process = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, env=os.environ, capture_output=True, text=True,
-                             timeout=120)
+    process = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, env=os.environ,
+                             capture_output=True, text=True, timeout=120)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert [p.name for p in (tmp_path / "checkpoints").glob("step_*")] == ["step_000000004.safetensors"]
     resumed, whole = run(tmp_path), run()
@@ -290,7 +302,8 @@ def test_a_killed_run_goes_on(tmp_path):
 
 def test_save_and_load(tmp_path):
     torch.manual_seed(3)
-    latent = LatentDPM(LatentConfig(6, 3, 16, 8, 0.1), NoiseSchedule.linear(200), LatentStats.of(5 * normal(50, 6) - 2)).eval()
+    latent = LatentDPM(LatentConfig(6, 3, 16, 8, 0.1), NoiseSchedule.linear(200),
+                       LatentStats.of(5 * normal(50, 6) - 2)).eval()
     latent.save(tmp_path / "latent.safetensors", {"data": "none"})
     again = LatentDPM.load(tmp_path / "latent.safetensors")
     assert again.config == latent.config and again.schedule.same_as(latent.schedule)
@@ -303,7 +316,7 @@ def test_save_and_load(tmp_path):
         PDAE.load(tmp_path / "latent.safetensors")
 
 
-# ---- sampling, with an autoencoder ------------------------------------------------------------------------------------
+# ---- sampling, with an autoencoder -----------------------------------------------------------------------------------
 
 
 def fill(module):
@@ -342,13 +355,15 @@ def test_sample_is_ddim_and_denormalises():
     assert not torch.allclose(latent.sample(4, 8, z_T, grid="uniform"), want)
     g = generator(5)
     ancestral = by_hand(sampling.ddpm, torch.randn(4, 6, generator=g), generator=g)
-    assert torch.equal(latent.sample(4, 8, sampler="ddpm", generator=generator(5)), ancestral) and not torch.equal(ancestral, want)
+    assert (torch.equal(latent.sample(4, 8, sampler="ddpm", generator=generator(5)), ancestral)
+            and not torch.equal(ancestral, want))
     assert torch.equal(latent.sample(4, 8, z_T, sampler="dpm_solver"), by_hand(sampling.dpm_solver, z_T))
 
 
 def test_the_quadratic_grid_keeps_narrow_directions():
-    """A direction in which normalised codes vary by 0.2, and the exact noise predictor for it: 100 quadratic steps keep as much
-    of its width as all 1000 steps do (0.89: the schedule's lowest noise is 0.09), 100 uniform ones little more than half."""
+    """A direction in which normalised codes vary by 0.2, and the exact noise predictor for it: 100 quadratic steps keep
+    as much of its width as all 1000 steps do (0.89: the schedule's lowest noise is 0.09), 100 uniform ones little more
+    than half."""
     latent, std = make(2), torch.tensor([1.0, 0.2])
 
     def exact(z_t, t):
@@ -360,7 +375,8 @@ def test_the_quadratic_grid_keeps_narrow_directions():
     kept = {(steps, grid): (latent.sample(steps=steps, z_T=z_T, grid=grid).std(0) / z_T.std(0) / std).tolist()
             for steps, grid in ((100, "quadratic"), (100, "uniform"), (1000, "uniform"))}
     assert kept[100, "quadratic"] == pytest.approx(kept[1000, "uniform"], abs=0.02)
-    assert kept[1000, "uniform"] == pytest.approx([0.99, 0.89], abs=0.01) and kept[100, "uniform"] == pytest.approx([0.94, 0.56], abs=0.01)
+    assert (kept[1000, "uniform"] == pytest.approx([0.99, 0.89], abs=0.01)
+            and kept[100, "uniform"] == pytest.approx([0.94, 0.56], abs=0.01))
 
 
 @pytest.mark.parametrize("kind", ["pdae", "diffae"])
@@ -372,7 +388,8 @@ def test_latent_codes(kind):
     torch.testing.assert_close(codes.tensors[0], LatentStats.of(z).normalise(z), rtol=1e-4, atol=1e-4)
     assert torch.equal(codes.tensors[1], labels) and not codes.tensors[0].requires_grad
     torch.testing.assert_close(stats.denormalise(codes.tensors[0]), z)
-    others, same = latent_codes(model, TensorDataset(x[:2]), stats=stats, flip=True)  # without labels, held out, mirrored
+    # without labels, held out, mirrored
+    others, same = latent_codes(model, TensorDataset(x[:2]), stats=stats, flip=True)
     assert same is stats and len(others.tensors) == 1
     mirrored = model.encode(x[:2].flip(-1) / 127.5 - 1).detach()
     torch.testing.assert_close(stats.denormalise(others.tensors[0]), torch.cat([z[:2], mirrored]))
@@ -384,7 +401,8 @@ def test_latent_codes_refuses():
     refuses("data is empty", latent_codes, model, TensorDataset(images(0)))
     refuses("runs from 0 to 255; want values in", latent_codes, model, TensorDataset(images().float()))
     labelled = PDAE(model.dpm, LabelEncoder(10, 6), SCHEDULE)
-    refuses("embeds labels; want one that encodes images", latent_codes, labelled, TensorDataset(images(), torch.zeros(7)))
+    refuses("embeds labels; want one that encodes images", latent_codes, labelled,
+            TensorDataset(images(), torch.zeros(7)))
 
 
 def test_images_of_a_pdae_by_hand():
@@ -406,7 +424,8 @@ def test_images_of_a_pdae_by_hand():
     in_parts = sample_images(model, latent, 5, 10, 4, generator=generator(2), batch_size=2)
     torch.testing.assert_close(in_parts, want, rtol=0, atol=1e-4)
     for changes in ({"off_last": 0.0}, {"off_last": 0.6}, {"latent_steps": 9}, {"scale": 2.0}, {"sampler": "ddpm"}):
-        assert error(sample_images(model, latent, 5, 10, **({"latent_steps": 4} | changes), generator=generator(2)), want) > 1e-3, changes
+        assert error(sample_images(model, latent, 5, 10, **({"latent_steps": 4} | changes), generator=generator(2)),
+                     want) > 1e-3, changes
 
 
 def test_images_of_a_diffae():
@@ -425,5 +444,6 @@ def test_the_batch_size_changes_no_image(options):
     encoder = SemanticEncoder(EncoderConfig(16, 1, (8, 8), 0, 2, 6))
     pdae = PDAE(UNet(UNetConfig(16, 1, 8, (1, 2), 1, (2,))), encoder, SCHEDULE).eval()
     latent = LatentDPM(LatentConfig(z_dim=6, layers=3, width=8, time_channels=8)).eval()
-    made = [sample_images(pdae, latent, 5, 4, 4, generator=torch.Generator().manual_seed(3), batch_size=b, **options) for b in (5, 2)]
+    made = [sample_images(pdae, latent, 5, 4, 4, generator=torch.Generator().manual_seed(3), batch_size=b, **options)
+            for b in (5, 2)]
     torch.testing.assert_close(*made, rtol=1e-4, atol=1e-4)

@@ -7,7 +7,8 @@ from browser import chromium, opened  # noqa: F401
 
 PAGE = Path(__file__).resolve().parents[2] / "book" / "_build" / "html" / "try_it.html"
 STATE = "document.querySelector('.pdae-live').dataset.state"
-THREE = [(.3, .25), (.45, .17), (.62, .2), (.66, .33), (.55, .45), (.45, .48), (.58, .52), (.7, .62), (.66, .78), (.5, .85), (.32, .78)]
+THREE = [(.3, .25), (.45, .17), (.62, .2), (.66, .33), (.55, .45), (.45, .48), (.58, .52), (.7, .62), (.66, .78),
+         (.5, .85), (.32, .78)]
 built = pytest.mark.skipif(not PAGE.is_file(), reason="the book isn't built (make book)")
 
 
@@ -57,7 +58,8 @@ def nearer(page):
 def test_from_a_folder(chromium):  # noqa: F811
     """Draw by mouse, drag a bar, scale 0, stop in the middle; every picture follows, and axe finds nothing."""
     with opened(chromium, PAGE, viewport={"width": 1280, "height": 1000}) as page:
-        assert not page.evaluate("[...document.scripts].some(s => /runtime|model\\\\.js/.test(s.src))")  # nothing heavy before Start
+        # nothing heavy before Start
+        assert not page.evaluate("[...document.scripts].some(s => /runtime|model\\\\.js/.test(s.src))")
         draw(page, THREE)
         start(page)
         ink = (pixels(page, "drawing") > 60).nonzero()
@@ -94,6 +96,8 @@ def test_from_a_folder(chromium):  # noqa: F811
         assert np.abs(pixels(page, "z") - mixed).max() > 20, "a second digit changes nothing"
         axe = pytest.importorskip("axe_playwright_python")
         page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-        found = page.evaluate("""async () => (await axe.run("article", {resultTypes: ["violations"], preload: false})).violations
-            .filter(v => ["serious", "critical"].includes(v.impact)).map(v => v.id + ": " + v.nodes[0].html.slice(0, 150))""")
+        found = page.evaluate("""async () => (await axe.run("article", \
+{resultTypes: ["violations"], preload: false})).violations
+            .filter(v => ["serious", "critical"].includes(v.impact)).map(v => v.id + ": " + v.nodes[0].html.slice(0, \
+150))""")
         assert not found, found

@@ -35,8 +35,8 @@ def fails(capsys, *argv):
 def tiny(channels=1, schedule=None, prediction_seed=0):
     """A PDAE whose every layer has something to say."""
     torch.manual_seed(prediction_seed)
-    unet = UNet(UNetConfig(image_size=SIDE, in_channels=channels, base_channels=8, channel_mult=(1, 2), num_res_blocks=1,
-                           attention_downsampling=()))
+    unet = UNet(UNetConfig(image_size=SIDE, in_channels=channels, base_channels=8, channel_mult=(1, 2),
+                           num_res_blocks=1, attention_downsampling=()))
     encoder = SemanticEncoder.for_images(SIDE, channels, z_dim=4)
     model = PDAE(unet, encoder, schedule or NoiseSchedule.linear(100, 1e-3, 0.2))
     with torch.no_grad():
@@ -93,7 +93,7 @@ def same_pixels(stored, images):
     assert int(difference.abs().max()) <= 1
 
 
-# ---- DPMs of other people ---------------------------------------------------------------------------------------------
+# ---- DPMs of other people --------------------------------------------------------------------------------------------
 
 
 def save_pipeline(folder, name, **changes):
@@ -128,14 +128,15 @@ def test_a_diffusers_pipeline_from_a_folder(photos, tmp_path, capsys):
     assert run("sample", "--model", f"hf:{tmp_path / 'pipe'}", "--steps", 2, "-n", 1, "--out", tmp_path / "s.png") == 0
     assert record(tmp_path / "s.png")["models"]["model"]["sha256"] == pdae.metadata["dpm_sha256"]
     shutil.rmtree(tmp_path / "pipe")
-    says = fails(capsys, "reconstruct", photos / "photo0.png", "--model", tmp_path / "reference/model.safetensors", "--out",
-                 tmp_path / "x.png")
+    says = fails(capsys, "reconstruct", photos / "photo0.png", "--model", tmp_path / "reference/model.safetensors",
+                 "--out", tmp_path / "x.png")
     assert "kept by reference" in says
 
 
 def test_a_dpm_without_a_preset_gets_the_paper_s_encoder(photos, tmp_path):
     save_pipeline(tmp_path / "pipe", "celebahq")
-    assert run("train", "--dpm", f"hf:{tmp_path / 'pipe'}", "--data", photos, *SHORT[:-2], "--out", tmp_path / "out") == 0
+    assert run("train", "--dpm", f"hf:{tmp_path / 'pipe'}", "--data", photos, *SHORT[:-2], "--out",
+               tmp_path / "out") == 0
     encoder = load_model(tmp_path / "out/model.safetensors").encoder
     assert encoder.config == SemanticEncoder.for_images(16, 3, z_dim=512).config
 
@@ -147,10 +148,12 @@ def test_diffusers_models_that_do_not_fit(photos, tmp_path, capsys):
     save_pipeline(tmp_path / "any", "celebahq", sample_size=None)
     assert "doesn't say the size" in fails(capsys, *argv, f"hf:{tmp_path / 'any'}")
     save_pipeline(tmp_path / "pipe", "celebahq")
-    assert "--size 64, but the given DiffusersDPM takes 16×16" in fails(capsys, *argv, f"hf:{tmp_path / 'pipe'}", "--size", 64)
+    assert "--size 64, but the given DiffusersDPM takes 16×16" in fails(capsys, *argv, f"hf:{tmp_path / 'pipe'}",
+                                                                        "--size", 64)
     index = tmp_path / "pipe/model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"vqvae": ["diffusers", "VQModel"]}))
-    assert "has no codec (vae or vqvae" in fails(capsys, *argv, f"hf:{tmp_path / 'pipe'}")  # its index says that it has one
+    # its index says that it has one
+    assert "has no codec (vae or vqvae" in fails(capsys, *argv, f"hf:{tmp_path / 'pipe'}")
     assert "has no model (no config.json" in fails(capsys, *argv, f"hf:{photos}")
     assert "nowhere/at/all is neither a folder" in fails(capsys, *argv, f"hf:{tmp_path}/nowhere/at/all")
     assert "keep='reference' is for hf:" in fails(capsys, *argv, "digits", "--dpm-by", "reference")
@@ -189,16 +192,19 @@ def test_guided_diffusion(tmp_path, photos, capsys):
     assert schedule.same_as(NoiseSchedule.linear(100, 1e-3, 0.2))
     size, channels = image_shape(dpm)
     (tmp_path / "config.json").rename(tmp_path / "elsewhere")
-    guessed, _ = load_dpm(f"adm:{tmp_path / 'model.pt'}", [f"adm.num_heads={want.config.num_heads}"], size=size)  # from the weights
-    assert all(torch.equal(v, guessed.state_dict()[k]) for k, v in want.state_dict().items()) and image_shape(guessed) == (size, channels)
+    # from the weights
+    guessed, _ = load_dpm(f"adm:{tmp_path / 'model.pt'}", [f"adm.num_heads={want.config.num_heads}"], size=size)
+    assert (all(torch.equal(v, guessed.state_dict()[k]) for k, v in want.state_dict().items())
+            and image_shape(guessed) == (size, channels))
     (tmp_path / "elsewhere").rename(tmp_path / "config.json")
-    assert run("train", "--dpm", f"adm:{tmp_path / 'model.pt'}", "--data", photos, *SHORT, "--set", "adm.noise_schedule=cosine", "--out",
-               tmp_path / "out") == 0
+    assert run("train", "--dpm", f"adm:{tmp_path / 'model.pt'}", "--data", photos, *SHORT, "--set",
+               "adm.noise_schedule=cosine", "--out", tmp_path / "out") == 0
     pdae = load_model(tmp_path / "out/model.safetensors")
     assert pdae.schedule.same_as(NoiseSchedule.cosine())
     assert pdae.encoder.config.image_size == size and pdae.dpm.config.in_channels == channels
     argv = ["train", "--data", photos, *SHORT, "--out", tmp_path / "other", "--dpm", f"adm:{tmp_path / 'model.pt'}"]
-    for setting, says in (("adm.channel_mult=a,b", "want whole numbers separated by commas"), ("adm.noise_schedule=sine", "want linear or"),
+    for setting, says in (("adm.channel_mult=a,b", "want whole numbers separated by commas"),
+                          ("adm.noise_schedule=sine", "want linear or"),
                           ("adm.widht=3", "widht"), ("adm.model_channels=16", "weights don't fit")):
         assert says in fails(capsys, *argv, "--set", setting)
     assert "'adm.num_heads' is for adm:FILE" in fails(capsys, *argv[:-1], "digits", "--set", "adm.num_heads=2")
@@ -215,31 +221,35 @@ def test_the_authors_release(tmp_path, photos, capsys):
         dpm, schedule = load_dpm(reference)
         assert schedule.same_as(NoiseSchedule.linear())
         assert all(torch.equal(v, dpm.state_dict()[k]) for k, v in want.state_dict().items())
-    assert "needs the YAML file" in fails(capsys, "train", "--dpm", f"released:{source / 'ddpm_checkpoint.pt'}", "--data", photos, *SHORT,
-                                          "--out", tmp_path / "out")
+    assert "needs the YAML file" in fails(capsys, "train", "--dpm", f"released:{source / 'ddpm_checkpoint.pt'}",
+                                          "--data", photos, *SHORT, "--out", tmp_path / "out")
 
 
 def test_files_of_ours_bring_their_schedule(work):
     dpm, schedule = load_dpm(str(work / "pdae.safetensors"))
-    assert schedule.same_as(NoiseSchedule.linear(100, 1e-3, 0.2)) and type(dpm) is UNet and dpm.metadata == {"data": "noise"}
+    assert (schedule.same_as(NoiseSchedule.linear(100, 1e-3, 0.2)) and type(dpm) is UNet
+            and dpm.metadata == {"data": "noise"})
     assert load_dpm(str(work / "dpm.safetensors"))[1].same_as(NoiseSchedule.linear())
     with pytest.raises(ValueError, match="holds a LatentDPM; want a DPM or a PDAE"):
         load_dpm(str(work / "latent.safetensors"))
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------------
+# ---- pictures --------------------------------------------------------------------------------------------------------
 
 
 def test_reconstruct_records_what_it_did(work, tmp_path):
-    argv = ["reconstruct", work / "0.png", work / "3.png", "--model", work / "pdae.safetensors", "--steps", 4, "--seed", 5, "--out"]
+    argv = ["reconstruct", work / "0.png", work / "3.png", "--model", work / "pdae.safetensors", "--steps", 4, "--seed",
+            5, "--out"]
     assert run(*argv, tmp_path / "a.png") == 0
     first = record(tmp_path / "a.png")
-    assert first["command"] == "reconstruct" and first["arguments"]["seed"] == 5 and len(first["models"]["model"]["sha256"]) == 64
+    assert (first["command"] == "reconstruct" and first["arguments"]["seed"] == 5
+            and len(first["models"]["model"]["sha256"]) == 64)
     model = load_model(work / "pdae.safetensors")
     x = floats(work / "0.png")
     z = model.encode(x).detach()
     rebuilt = model.decode(z, model.invert(x, z, steps=4), steps=4)
-    assert first["numbers"]["mse"][0]["z_and_x_T"] == pytest.approx(float(((rebuilt - x) / 2).square().mean()), rel=1e-3)
+    assert first["numbers"]["mse"][0]["z_and_x_T"] == pytest.approx(float(((rebuilt - x) / 2).square().mean()),
+                                                                    rel=1e-3)
     same_pixels(columns(tmp_path / "a.png", 3, 2)[0, 2], rebuilt)
     before = (tmp_path / "a.png").read_bytes(), (tmp_path / "a.json").read_bytes()
     assert run(*argv, tmp_path / "a.png") == 0
@@ -277,7 +287,8 @@ def test_edit(work, tmp_path):
     same_pixels(grid[1, 3], model.decode(edit(z, probe, "dark", 0.5), x_T, steps=3))
     for image in record(out)["numbers"]["images"]:
         likely = [e["probability_of_code"] for e in image["edits"]]
-        assert likely[0] < image["probability"] < likely[2] and likely[1] == pytest.approx(image["probability"], abs=1e-5)
+        assert (likely[0] < image["probability"] < likely[2]
+                and likely[1] == pytest.approx(image["probability"], abs=1e-5))
     assert run(*argv, "--attribute", "dark", "--keep", "round", "--out", out) == 0
     assert len(record(out)["numbers"]["images"][0]["edits"]) == 5 and record(out)["arguments"]["keep"] == ["round"]
 
@@ -285,7 +296,8 @@ def test_edit(work, tmp_path):
 def test_probe_and_edit_of_a_shipped_model(tmp_path, monkeypatch):
     """Every 20th digit; the probe that this gives tells ten classes apart, and edit uses it."""
     images = data.digits("train")
-    monkeypatch.setattr("pdae_lite.data.sources.open_source", lambda *_: data.Images(images.images[::20], images.labels[::20]))
+    monkeypatch.setattr("pdae_lite.data.sources.open_source",
+                        lambda *_: data.Images(images.images[::20], images.labels[::20]))
     file = tmp_path / "probe.safetensors"
     assert run("probe", "--model", "digits", "--data", "digits", "--l2", "10", "--out", file) == 0
     assert bool((LinearProbe.load(file).l2 == 10).all())
@@ -294,8 +306,8 @@ def test_probe_and_edit_of_a_shipped_model(tmp_path, monkeypatch):
     assert (facts["images"], facts["tested_on"], facts["attributes"]) == (180, 45, [str(i) for i in range(10)])
     assert facts["accuracy"][0] > 0.6  # 0.1 by chance
     Image.fromarray(data.digits("test").images[0, 0].numpy()).save(tmp_path / "4.png")
-    assert run("edit", tmp_path / "4.png", "--model", "digits", "--probe", file, "--attribute", "9", "--scale", 0, 0.6, "--steps", 5,
-               "--out", tmp_path / "e.png") == 0
+    assert run("edit", tmp_path / "4.png", "--model", "digits", "--probe", file, "--attribute", "9", "--scale", 0, 0.6,
+               "--steps", 5, "--out", tmp_path / "e.png") == 0
     still, moved = record(tmp_path / "e.png")["numbers"]["images"][0]["edits"]
     assert moved["probability_of_code"] > still["probability_of_code"] and moved["mse"] > still["mse"]
 
@@ -303,7 +315,8 @@ def test_probe_and_edit_of_a_shipped_model(tmp_path, monkeypatch):
 def test_sample(work, tmp_path):
     model, latent = load_model(work / "pdae.safetensors"), load_model(work / "latent.safetensors")
     argv = ["sample", "--steps", 3, "--seed", 2, "-n", 3, "--out", tmp_path / "s.png"]
-    assert run(*argv, "--model", work / "pdae.safetensors", "--latent", work / "latent.safetensors", "--each", tmp_path / "each") == 0
+    assert run(*argv, "--model", work / "pdae.safetensors", "--latent", work / "latent.safetensors", "--each",
+               tmp_path / "each") == 0
     want = sample_images(model, latent, 3, 3, generator=torch.Generator().manual_seed(2))
     grid = columns(tmp_path / "s.png", 2, 2)
     same_pixels(torch.stack([grid[0, 0], grid[0, 1], grid[1, 0]]), want)
@@ -323,14 +336,17 @@ def test_sample(work, tmp_path):
     (["interpolate", "0.png", "1.png", "--out", "strip.gif"], "--out strip.gif; want a file name that ends in .png"),
     (["interpolate", "0.png", "1.png", "--steps", "0"], "--steps: 0; want a whole number, 1 or more"),
     (["edit", "0.png", "--attribute", "dark"], "--probe is missing: none ships with"),
-    (["edit", "0.png", "--attribute", "tall", "--probe", "probe.safetensors"], "attribute 'tall'; want one of round, dark"),
+    (["edit", "0.png", "--attribute", "tall", "--probe", "probe.safetensors"],
+     "attribute 'tall'; want one of round, dark"),
     (["edit", "0.png", "--attribute", "dark", "--probe", "latent.safetensors"], "want a LinearProbe"),
-    (["edit", "0.png", "--attribute", "dark", "--probe", "probe.safetensors", "--model", "digits"], "fit one by `pdae probe`"),
+    (["edit", "0.png", "--attribute", "dark", "--probe", "probe.safetensors", "--model", "digits"],
+     "fit one by `pdae probe`"),
     (["sample"], "--latent is missing: none ships with"),
     (["sample", "-n", "0"], "-n: 0; want a whole number, 1 to 1000000"),
     (["sample", "--plain", "--latent", "latent.safetensors"], "--latent, but a DPM by itself has no codes"),
     (["sample", "--model", "latent.safetensors"], "holds a LatentDPM; want a DPM or a PDAE"),
-    (["sample", "--model", "hf:nowhere/at/all"], "nowhere/at/all is neither a folder nor a model in the hub's cache; correct the path"),
+    (["sample", "--model", "hf:nowhere/at/all"], "nowhere/at/all is neither a folder nor a model in the hub's cache; "
+                                                 "correct the path"),
     (["probe", "--data", ".", "--out", "p.safetensors"], "--data . has no labels"),
     (["probe", "--data", ".", "--out", "p.png"], "want a file name that ends in .safetensors"),
 ])

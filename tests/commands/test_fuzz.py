@@ -1,7 +1,8 @@
-"""Any command with any options on any files ends with 0, or with 2 and one line that says why; and no file that was there changes.
+"""Any command with any options on any files ends with 0, or with 2 and one line that says why; and no file that was
+there changes.
 
-The cases are drawn from the parsers themselves, so that an option that is added is tried, too. Hypothesis goes through their numbers
-only, each case is drawn by its own: what hypothesis draws depends on which modules were imported before.
+The cases are drawn from the parsers themselves, so that an option that is added is tried, too. Hypothesis goes through
+their numbers only, each case is drawn by its own: what hypothesis draws depends on which modules were imported before.
 """
 import argparse
 import contextlib
@@ -32,41 +33,54 @@ OFTEN = [name for name in main.COMMANDS if name not in SLOW] * 3 + SLOW + ["samp
 
 # Values by the name of an option: good ones, which fit each other or are made to by `fitting`; and bad ones.
 MODELS = (["pdae.safetensors"] * 3 + ["other.safetensors"],
-          ["broken.safetensors", "dpm.safetensors", "latent.safetensors", "probe.safetensors", "cut.safetensors", "nowhere", "photos",
-           "text.txt", "empty", "one.png", "", "adm:", "hf:photos", "hf:./no/where", "adm:text.txt", "adm:cut.safetensors,deep.json",
+          ["broken.safetensors", "dpm.safetensors", "latent.safetensors", "probe.safetensors", "cut.safetensors",
+           "nowhere", "photos", "text.txt", "empty", "one.png", "", "adm:", "hf:photos", "hf:./no/where",
+           "adm:text.txt", "adm:cut.safetensors,deep.json",
            "adm:pdae.safetensors,settings.yml", "released:text.txt", "released:pdae.safetensors,settings.yml",
            "released:empty,labels.json", "\udce9", "a\0b", "x" * 300])
 DPMS = ["dpm.safetensors", *MODELS[0]], MODELS[1]
 LATENTS = ["latent.safetensors", "old_latent.safetensors"], ["narrow_latent.safetensors", *MODELS[1]]
 PROBES = ["probe.safetensors", "old_probe.safetensors"], ["narrow_probe.safetensors", *MODELS[1]]
-DATA = (["photos", "classes:classes", "classes", "ct.npy"], ["classes:photos", "nowhere", "empty", "", ".", "classes:", "lmdb:photos",
+DATA = (["photos", "classes:classes", "classes", "ct.npy"],
+        ["classes:photos", "nowhere", "empty", "", ".", "classes:", "lmdb:photos",
                                                    "lmdb:text.txt", "lmdb:", "torchvision:", "torchvision:svhn",
                                                    "torchvision:mnist:nowhere", "digits", "stack:text.txt", "\udce9"])
-IMAGES = ["one.png", "two.jpg", "photos/3.png"], ["cut.png", "text.txt", "empty", "nowhere.png", "photos", "", "\udce9.png", "labels.json"]
-PNG = (["x.png", "new/x.PNG"], ["labels.png", "one.png", "photos/0.png", "text.txt/x.png", "photos", "x.gif", "", "a\0.png", "\udce9.png",
-                                f"{'x' * 252}.png", "/dev/null"])
+IMAGES = ["one.png", "two.jpg", "photos/3.png"], ["cut.png", "text.txt", "empty", "nowhere.png", "photos", "",
+                                                  "\udce9.png", "labels.json"]
+PNG = (["x.png", "new/x.PNG"],
+       ["labels.png", "one.png", "photos/0.png", "text.txt/x.png", "photos", "x.gif", "", "a\0.png", "\udce9.png",
+        f"{'x' * 252}.png", "/dev/null"])
 FOLDER = ["run"], ["text.txt", "photos", "", "/dev/null", "\udce9", "a\0b", "text.txt/run"]
 PROBE = ["x.safetensors"], ["pdae.safetensors", "x.png", "dpm.safetensors", "labels.safetensors"]
-JSON = (["x.json", "new/x.json"], ["labels.json", "deep.json", "pdae.safetensors", "text.txt", "photos", "", "\udce9.json", "/dev/null"])
-INTEGERS = (["1", "2", "3", "12"], ["0", "-1", "19", "99999999999", "1" * 400, "many", "1e3", "1.5", "", "nan", "٣", "0x10"])
+JSON = (["x.json", "new/x.json"],
+        ["labels.json", "deep.json", "pdae.safetensors", "text.txt", "photos", "", "\udce9.json", "/dev/null"])
+INTEGERS = (["1", "2", "3", "12"],
+            ["0", "-1", "19", "99999999999", "1" * 400, "many", "1e3", "1.5", "", "nan", "٣", "0x10"])
 NUMBERS = (["0.1", "0.5", "1"], ["0", "-1", "nan", "inf", "-inf", "1e30", "1e-30", "1e999", "much", ""])
-NAMES = ["train.lr", "train.flip", "train.augment", "train.seed", "train.ema", "train.grad_clip", "train.weight", "train.gamma",
-         "train.warmup", "train.decay", "train.accumulate", "train.workers", "lmdb.start", "lmdb.crop", "encoder.z_dim",
-         "encoder.channels", "latent.layers", "latent.width", "unet.channel_mult", "unet.base_channels", "unet.dropout",
-         "unet.data_range", "unet.num_heads", "prediction", "precondition", "adm.num_heads", "train", "train.", ".", "", "unet.unet"]
-VALUES = ["1", "2", "8", "0", "-1", "0.5", "nan", "none", "true", "affine", "8,8", "1,2", "v", "x", "", "min_snr", "3", "-8,8", "1" * 30]
-SETTINGS = (["train.lr=1e-3", "train.flip=true", "train.augment=affine", "train.ema=0.9", "train.grad_clip=none", "train.warmup=3",
-             "train.decay=0.5", "train.accumulate=2"], [f"{n}={v}" for n in NAMES for v in VALUES] + NAMES)
-POOLS = {"model": MODELS, "file": DPMS, "dpm": DPMS, "latent": LATENTS, "probe": PROBES, "data": DATA, "train": DATA, "images": IMAGES,
-         "json": JSON, "onnx": (["graphs", "new/graphs"], ["text.txt", "photos", "", "/dev/null", "\udce9"]), "settings": SETTINGS,
+NAMES = ["train.lr", "train.flip", "train.augment", "train.seed", "train.ema", "train.grad_clip", "train.weight",
+         "train.gamma", "train.warmup", "train.decay", "train.accumulate", "train.workers", "lmdb.start", "lmdb.crop",
+         "encoder.z_dim", "encoder.channels", "latent.layers", "latent.width", "unet.channel_mult",
+         "unet.base_channels", "unet.dropout", "unet.data_range", "unet.num_heads", "prediction", "precondition",
+         "adm.num_heads", "train", "train.", ".", "", "unet.unet"]
+VALUES = ["1", "2", "8", "0", "-1", "0.5", "nan", "none", "true", "affine", "8,8", "1,2", "v", "x", "", "min_snr", "3",
+          "-8,8", "1" * 30]
+SETTINGS = (["train.lr=1e-3", "train.flip=true", "train.augment=affine", "train.ema=0.9", "train.grad_clip=none",
+             "train.warmup=3", "train.decay=0.5", "train.accumulate=2"],
+            [f"{n}={v}" for n in NAMES for v in VALUES] + NAMES)
+POOLS = {"model": MODELS, "file": DPMS, "dpm": DPMS, "latent": LATENTS, "probe": PROBES, "data": DATA, "train": DATA,
+         "images": IMAGES, "json": JSON,
+         "onnx": (["graphs", "new/graphs"], ["text.txt", "photos", "", "/dev/null", "\udce9"]), "settings": SETTINGS,
          "each": (["each"], ["text.txt", "photos", "", "new/each", "/dev/null"]),
-         "inception": (["nowhere"], ["text.txt"]), "attribute": (["dark"], ["tall", "", "\udce9"]), "keep": (["round"], ["dark", "tall"]),
+         "inception": (["nowhere"], ["text.txt"]), "attribute": (["dark"], ["tall", "", "\udce9"]),
+         "keep": (["round"], ["dark", "tall"]),
          "released": (["photos"], ["nowhere"]), "preset": (["digits"], ["peeps", "dogs", ""]),
          "name": (["digits", "peeps64"], ["dogs", ""]), "steps": (["2", "3"], ["2,3", "1001", "x"]),
-         "checks": (["rebuilds", "fill,z"], ["hair", "", ","]), "device": (["cpu"], ["cuda", "cuda:9", "meta", "abacus", ""]),
+         "checks": (["rebuilds", "fill,z"], ["hair", "", ","]),
+         "device": (["cpu"], ["cuda", "cuda:9", "meta", "abacus", ""]),
          "size": (["16"], ["32", "20", "0", "-1", "many", "8"]), "weight": (["v", "simple"], ["heavy", ""]),
          "set": (["ffhq"], ["cats", "celeba64"]), "count": (["10", "12"], INTEGERS[1])}
-PAPER = ("table", "samples", "lpips", "latent", "force", "dtype", "protocol", "released", "set", "long_inversion", "inception")
+PAPER = ("table", "samples", "lpips", "latent", "force", "dtype", "protocol", "released", "set", "long_inversion",
+         "inception")
 TINY = ["unet.base_channels=8", "unet.channel_mult=1,2"]
 
 
@@ -138,7 +152,8 @@ def case(number: int) -> list[str]:
     actions, given = options(command), {}
     for action in actions:
         if action.required or not action.option_strings or action.dest in ("steps", "count") or random.random() < 0.25:
-            count = {None: 1, "+": random.randint(1, 2), "?": random.random() < 0.8, 0: 0}.get(action.nargs, action.nargs)
+            count = {None: 1, "+": random.randint(1, 2), "?": random.random() < 0.8,
+                     0: 0}.get(action.nargs, action.nargs)
             values = pool(action, command)
             given[action.dest] = [random.choice(values[not whole and random.random() < 0.25]) for _ in range(count)]
             if action.dest == "value_range" and (whole or random.random() < 0.5):
@@ -236,7 +251,8 @@ def test_some_of_them_as_processes(here, tmp_path):
     def run(case):
         argv, code = case
         own = shutil.copytree(here, tmp_path / str(seen.index(case)))
-        done = subprocess.run([sys.executable, "-m", "pdae_lite", *map(os.fsencode, argv)], cwd=own, capture_output=True, timeout=300)
+        done = subprocess.run([sys.executable, "-m", "pdae_lite", *map(os.fsencode, argv)], cwd=own,
+                              capture_output=True, timeout=300)
         check(argv, done.returncode, done.stderr.decode(errors="replace"))
         assert done.returncode == code, (argv, code, done)
 

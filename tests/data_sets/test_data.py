@@ -48,10 +48,12 @@ def test_load_lists_what_ships():
     with pytest.raises(ValueError, match="no model 'cats' of kind 'pdae'.*'digits' kind 'pdae'"):
         pdae_lite.load("cats")
     assert {("digits", "pdae"), ("digits", "features"), ("peeps", "features")} <= set(pdae_lite.shipped())
-    assert torch.equal(pdae_lite.load("digits", kind="dpm").model.out[0].weight, pdae_lite.load("digits").dpm.model.out[0].weight)
+    assert torch.equal(pdae_lite.load("digits", kind="dpm").model.out[0].weight,
+                       pdae_lite.load("digits").dpm.model.out[0].weight)
 
 
-@pytest.mark.parametrize("name, kind", [(name, kind) for name, kind in pdae_lite.shipped() if kind in ("pdae", "diffae")])
+@pytest.mark.parametrize("name, kind",
+                         [(name, kind) for name, kind in pdae_lite.shipped() if kind in ("pdae", "diffae")])
 def test_the_shipped_model_is_the_one_on_its_card_and_as_good(name, kind):
     record = json.loads((data.ASSETS / f"{name}_{kind}.json").read_text())
     assert file_digest(shipped_file(name, kind)) == record["file"]["sha256"]
@@ -86,7 +88,7 @@ def test_assets_stay_within_the_budget():
 
 
 def test_heavy_libraries_load_where_they_are_used():
-    code = "import sys, pdae_lite; print([m for m in ('matplotlib', 'accelerate', 'torchmetrics', 'diffusers', 'torchvision', 'IPython') " \
-           "if m in sys.modules])"
+    code = ("import sys, pdae_lite; heavy = ('matplotlib', 'accelerate', 'torchmetrics', 'diffusers', 'torchvision', "
+            "'IPython'); print([m for m in heavy if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

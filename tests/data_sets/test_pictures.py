@@ -95,7 +95,8 @@ def test_a_value_range_stretches_any_file(tmp_path):
 
 
 @FEW
-@given(hnp.arrays(st.sampled_from([np.uint16, np.int16, np.uint32, np.int32]), (8, 8), elements={"min_value": 0, "max_value": 30000}) |
+@given(hnp.arrays(st.sampled_from([np.uint16, np.int16, np.uint32, np.int32]), (8, 8),
+                  elements={"min_value": 0, "max_value": 30000}) |
        hnp.arrays(np.float32, (8, 8), elements=st.floats(-2**20, 2**20, width=32)))
 def test_brighter_values_are_never_darker_and_nothing_comes_out_black(tmp_path_factory, values):
     image, said = read(tmp_path_factory.mktemp("x"), tiff(values))
@@ -106,7 +107,8 @@ def test_brighter_values_are_never_darker_and_nothing_comes_out_black(tmp_path_f
 
 
 @FEW
-@given(hnp.arrays(np.float32, (8, 8), elements=st.floats(-1000, 1000, width=32)), st.floats(-500, 499), st.floats(1, 500))
+@given(hnp.arrays(np.float32, (8, 8), elements=st.floats(-1000, 1000, width=32)), st.floats(-500, 499),
+       st.floats(1, 500))
 def test_a_value_range_means_what_it_says(tmp_path_factory, values, low, width):
     image, said = read(tmp_path_factory.mktemp("x"), tiff(values), value_range=(low, low + width))
     assert np.abs(image[0] - ((values.astype(float) - low) / width * 255).clip(0, 255)).max() <= 0.51 and said == []
@@ -145,7 +147,7 @@ def test_pictures_in_an_lmdb_are_scaled_alike(tmp_path):
     assert np.array_equal(data.lmdb(path, 8, channels=1, value_range=(0, 4095))[0], images[0])
 
 
-# ---- transparency, orientation, pages ---------------------------------------------------------------------------------
+# ---- transparency, orientation, pages --------------------------------------------------------------------------------
 
 
 def test_a_16_bit_png_keeps_its_transparency(tmp_path):
@@ -171,7 +173,8 @@ def test_a_4_bit_png_keeps_its_transparency(tmp_path):
 
 def turned(array, orientation):
     """The pixels that a camera stores for an upright picture with this EXIF tag."""
-    return {1: array, 2: array[:, ::-1], 3: array[::-1, ::-1], 4: array[::-1], 5: array.T, 6: np.rot90(array), 7: array[::-1, ::-1].T,
+    return {1: array, 2: array[:, ::-1], 3: array[::-1, ::-1], 4: array[::-1], 5: array.T, 6: np.rot90(array),
+            7: array[::-1, ::-1].T,
             8: np.rot90(array, -1)}[orientation]
 
 
@@ -199,7 +202,8 @@ def test_damaged_exif_spoils_no_picture(tmp_path_factory, junk):
 def test_further_pages_are_told(tmp_path):
     first, second = Image.fromarray(GREY), Image.fromarray(255 - GREY)
     first.save(tmp_path / "z.tif", save_all=True, append_images=[second])
-    with pytest.warns(PDAEWarning, match=r"1 of 1 files hold several pages, of which only the first is taken, such as z\.tif"):
+    with pytest.warns(PDAEWarning, match=r"1 of 1 files hold several pages, of which only the first is taken, such as "
+                                         r"z\.tif"):
         images = data.folder(tmp_path, 8, 1)
     assert np.array_equal(images[0][0], GREY)
     alone, said = read(tmp_path, (tmp_path / "z.tif").read_bytes())
@@ -207,13 +211,15 @@ def test_further_pages_are_told(tmp_path):
 
 
 FORMATS = {"a.png": encoded(picture(16, 16)), "b.jpg": encoded(picture(16, 16), "JPEG"), "c.gif": encoded(GREY, "GIF"),
-           "d.bmp": encoded(picture(16, 16), "BMP"), "e.webp": encoded(picture(16, 16), "WEBP"), "f.tif": tiff(GREY.astype(np.float32)),
+           "d.bmp": encoded(picture(16, 16), "BMP"), "e.webp": encoded(picture(16, 16), "WEBP"),
+           "f.tif": tiff(GREY.astype(np.float32)),
            "g.png": png(np.stack([WIDE] * 3, -1)), "h.tif": encoded(picture(16, 16), "TIFF", compression="tiff_lzw"),
            "i.ppm": encoded(picture(16, 16), "PPM"), "j.pgm": KNOWN["PGM of 10 bits"][0]}
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)
-@given(st.sampled_from(sorted(FORMATS)), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
+@given(st.sampled_from(sorted(FORMATS)),
+       st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
        st.floats(0.1, 1))
 def test_a_damaged_file_gives_a_picture_or_one_line(tmp_path_factory, name, bytes_, kept):
     content = bytearray(FORMATS[name])
@@ -229,4 +235,5 @@ def test_a_damaged_file_gives_a_picture_or_one_line(tmp_path_factory, name, byte
             assert name in str(e) and "\n" not in str(e)
         else:
             assert image.shape == (3, 8, 8) and image.dtype == torch.uint8
-            assert io.BytesIO(path.read_bytes()).getbuffer().nbytes == round(kept * len(content))  # files are never written
+            # files are never written
+            assert io.BytesIO(path.read_bytes()).getbuffer().nbytes == round(kept * len(content))

@@ -1,4 +1,5 @@
-"""A headless Chromium for tests that must see a page as a reader does. They skip, with the reason, where there is none."""
+"""A headless Chromium for tests that must see a page as a reader does. They skip, with the reason, where there is
+none."""
 import os
 import shutil
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ def executable() -> str | None:
 @pytest.fixture(scope="module")
 def chromium():
     """A running browser."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'pdae_lite[dev]'")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install "
+                                                                 "'pdae_lite[dev]'")
     path = executable()
     if path is None:
         pytest.skip("no Chromium on this machine (apt-get install chromium, or set CHROMIUM=/path/to/it)")
@@ -32,7 +34,8 @@ def chromium():
 
 @contextmanager
 def opened(browser, path, javascript: bool = True, **options):
-    """A page of a local file, or of a URL. On leaving, fails if it logged an error or asked another host for anything."""
+    """A page of a local file, or of a URL. On leaving, fails if it logged an error or asked another host for
+    anything."""
     url = path if isinstance(path, str) else path.as_uri()
     here = LOCAL if isinstance(path, Path) else (*LOCAL, url.rsplit("/", 1)[0])
     context = browser.new_context(java_script_enabled=javascript, **options)

@@ -20,7 +20,8 @@ def pdae(seed: int = 0, z_dim: int = 4, channels: int = 1) -> PDAE:
     """A PDAE whose every layer has something to say, T = 20."""
     torch.manual_seed(seed)
     unet = UNet(UNetConfig(SIDE, channels, 8, (1, 2), 1, ()))
-    model = PDAE(unet, SemanticEncoder(EncoderConfig(SIDE, channels, (8, 8), None, z_dim=z_dim)), NoiseSchedule.linear(20, 0.01, 0.4))
+    model = PDAE(unet, SemanticEncoder(EncoderConfig(SIDE, channels, (8, 8), None, z_dim=z_dim)),
+                 NoiseSchedule.linear(20, 0.01, 0.4))
     with torch.no_grad():
         for p in model.parameters():
             if not p.any():
@@ -32,7 +33,8 @@ def latent(of: Path | None = None, z_dim: int = 4) -> tuple[LatentDPM, dict]:
     """A latent DPM, and what its file says of the model whose codes it is for."""
     torch.manual_seed(0)
     stats = LatentStats(torch.zeros(z_dim), torch.ones(z_dim))
-    return LatentDPM(LatentConfig(z_dim=z_dim, layers=2, width=8), stats=stats), {} if of is None else {"model_sha256": file_digest(of)}
+    return (LatentDPM(LatentConfig(z_dim=z_dim, layers=2, width=8), stats=stats),
+            {} if of is None else {"model_sha256": file_digest(of)})
 
 
 def probe(of: Path | None = None, z_dim: int = 4) -> tuple[LinearProbe, dict]:
@@ -49,8 +51,8 @@ def picture(path: Path, size: tuple[int, int] = (20, 18), mode: str = "L") -> No
 
 
 def fill(folder: Path) -> Path:
-    """Everything in one folder: `pdae`, `other` and `broken` (NaN), `dpm`, `latent` and `probe` of pdae, `photos`, `classes`,
-    a stack `ct` of int16, and files that are damaged, foreign or empty."""
+    """Everything in one folder: `pdae`, `other` and `broken` (NaN), `dpm`, `latent` and `probe` of pdae, `photos`,
+    `classes`, a stack `ct` of int16, and files that are damaged, foreign or empty."""
     for seed, name in enumerate(("pdae", "other", "broken")):
         model = pdae(seed)
         if name == "broken":

@@ -1,4 +1,5 @@
-"""Settings that others wrote: any scheduler of diffusers with any settings is followed as it says, or refused in one line."""
+"""Settings that others wrote: any scheduler of diffusers with any settings is followed as it says, or refused in one
+line."""
 import inspect
 import warnings
 
@@ -10,14 +11,19 @@ from small_unets import T, diffusers, unet
 
 from pdae_lite import NoiseSchedule, interop
 
-KINDS = sorted(name for name in dir(diffusers) if name.endswith("Scheduler") and inspect.isclass(getattr(diffusers, name))
+KINDS = sorted(name for name in dir(diffusers) if name.endswith("Scheduler")
+               and inspect.isclass(getattr(diffusers, name))
                and hasattr(getattr(diffusers, name), "from_config") and "Flax" not in name and name != "SchedulerMixin")
-VALUES = {"prediction_type": ["epsilon", "v_prediction", "sample", "flow_prediction"], "beta_schedule": ["linear", "scaled_linear",
-          "squaredcos_cap_v2"], "timestep_spacing": ["leading", "trailing", "linspace"], "variance_type": ["fixed_small", "fixed_large",
-          "learned", "learned_range"], "algorithm_type": ["dpmsolver", "dpmsolver++", "sde-dpmsolver++"], "solver_order": [1, 2, 3],
-          "final_sigmas_type": ["zero", "sigma_min"], "shift": [1.0, 3.0], "beta_end": [0.02, 0.2], "clip_sample_range": [1.0, 2.0]}
-FLAGS = ("clip_sample", "thresholding", "use_karras_sigmas", "use_exponential_sigmas", "use_flow_sigmas", "rescale_betas_zero_snr",
-         "invert_sigmas", "set_alpha_to_one", "steps_offset", "skip_prk_steps")
+VALUES = {"prediction_type": ["epsilon", "v_prediction", "sample", "flow_prediction"],
+          "beta_schedule": ["linear", "scaled_linear",
+          "squaredcos_cap_v2"], "timestep_spacing": ["leading", "trailing", "linspace"],
+          "variance_type": ["fixed_small", "fixed_large",
+          "learned", "learned_range"], "algorithm_type": ["dpmsolver", "dpmsolver++", "sde-dpmsolver++"],
+          "solver_order": [1, 2, 3],
+          "final_sigmas_type": ["zero", "sigma_min"], "shift": [1.0, 3.0], "beta_end": [0.02, 0.2],
+          "clip_sample_range": [1.0, 2.0]}
+FLAGS = ("clip_sample", "thresholding", "use_karras_sigmas", "use_exponential_sigmas", "use_flow_sigmas",
+         "rescale_betas_zero_snr", "invert_sigmas", "set_alpha_to_one", "steps_offset", "skip_prk_steps")
 SCHEDULE = NoiseSchedule.linear(T, 1e-3, 0.1)
 
 
@@ -90,7 +96,8 @@ def test_any_scheduler_samples_on_the_schedule_or_is_refused(drawn, steps):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            x = interop.sample_with(scheduler, denoiser, x_T, SCHEDULE, steps, generator=torch.Generator().manual_seed(1))
+            x = interop.sample_with(scheduler, denoiser, x_T, SCHEDULE, steps,
+                                    generator=torch.Generator().manual_seed(1))
     except (ValueError, ImportError, NotImplementedError) as e:
         assert "\n" not in str(e).strip(), e
         return

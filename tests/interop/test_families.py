@@ -1,4 +1,5 @@
-"""The families of models that can be the frozen DPM, and what holds for each: the table of book/families.md is checked here.
+"""The families of models that can be the frozen DPM, and what holds for each: the table of book/families.md is checked
+here.
 
 `python tests/interop/test_families.py` prints the table as it was found.
 """
@@ -40,14 +41,16 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Family:
-    """`make` gives a PDAE on a DPM; `eps` our ε and the reference's, both [N, C, H, W]; `reference` says what that is."""
+    """`make` gives a PDAE on a DPM; `eps` our ε and the reference's, both [N, C, H, W]; `reference` says what that
+    is."""
 
     reference: str
     make: Callable[[], PDAE]
     eps: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     trained: bool = False  # came with an estimator of its own
     again: Callable[[], Callable] | None = None  # a DPM that no file holds
-    word: Callable[[Path], str] | None = None  # what `pdae train --dpm` calls it, once it is in a folder; maybe with --label
+    # what `pdae train --dpm` calls it, once it is in a folder; maybe with --label
+    word: Callable[[Path], str] | None = None
 
 
 def kept(name):
@@ -63,7 +66,7 @@ def encoder(size, channels, z_dim=4):
     return SemanticEncoder(EncoderConfig(size, channels, (8, 8), None, z_dim=z_dim))
 
 
-# ---- our own networks -------------------------------------------------------------------------------------------------
+# ---- our own networks ------------------------------------------------------------------------------------------------
 
 
 def own(prediction):
@@ -107,7 +110,8 @@ def on_a_path(kind, schedule):
 def on_a_path_eps(kind, schedule):
     """Ours, and the formulas in other words: the path's own point, time and target."""
     net, x = own("epsilon")[0], torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    a, s = (torch.tensor(v, dtype=torch.float64)[:, None, None, None] for v in zip(*(schedule.level(int(t)) for t in T_BATCH)))
+    a, s = (torch.tensor(v, dtype=torch.float64)[:, None, None, None]
+            for v in zip(*(schedule.level(int(t)) for t in T_BATCH)))
     if kind == "flow":
         tau, u = s / (a + s), x / (a + s)
         want = u + (1 - tau) * net(u.float(), 1000 * tau.flatten().float())
@@ -125,7 +129,7 @@ def black_box():
     return lambda x_t, t: net(x_t, t)
 
 
-# ---- fixtures of other people's code -----------------------------------------------------------------------------------
+# ---- fixtures of other people's code ---------------------------------------------------------------------------------
 
 
 def arrays(folder):
@@ -156,7 +160,8 @@ def released_dpm_eps():
 
 
 def adm():
-    return interop.load_adm(fixture("adm_tiny") / "model.pt", json.loads((fixture("adm_tiny") / "config.json").read_text()))
+    return interop.load_adm(fixture("adm_tiny") / "model.pt",
+                            json.loads((fixture("adm_tiny") / "config.json").read_text()))
 
 
 def adm_eps():
@@ -190,16 +195,18 @@ def of_a_class_eps():
     return dpm(x, T_BATCH), net(x, T_BATCH, torch.tensor([3, 3]))
 
 
-# ---- improved-diffusion, whose network diffusers can build too -----------------------------------------------------------
+# ---- improved-diffusion, whose network diffusers can build too -------------------------------------------------------
 
 
 def improved_reference():
     """The network of improved-diffusion (strided convolutions between levels) as diffusers builds it."""
     torch.manual_seed(0)
     return diffusers.UNet2DModel(
-        sample_size=16, in_channels=3, out_channels=6, layers_per_block=1, block_out_channels=(32, 64), attention_head_dim=32,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), norm_eps=1e-5,
-        attn_norm_num_groups=32, resnet_time_scale_shift="scale_shift", downsample_padding=1, flip_sin_to_cos=True, freq_shift=0,
+        sample_size=16, in_channels=3, out_channels=6, layers_per_block=1, block_out_channels=(32, 64),
+        attention_head_dim=32, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), norm_eps=1e-5,
+        attn_norm_num_groups=32, resnet_time_scale_shift="scale_shift", downsample_padding=1, flip_sin_to_cos=True,
+        freq_shift=0,
     ).eval().requires_grad_(False)
 
 
@@ -213,13 +220,15 @@ def improved_state(model):
                 state[f"{ours}.{part}"] = theirs[f"{name}.{part}"]
 
     def res(ours, name):
-        for a, b in (("in_layers.0", "norm1"), ("in_layers.2", "conv1"), ("emb_layers.1", "time_emb_proj"), ("out_layers.0", "norm2"),
+        for a, b in (("in_layers.0", "norm1"), ("in_layers.2", "conv1"), ("emb_layers.1", "time_emb_proj"),
+                     ("out_layers.0", "norm2"),
                      ("out_layers.3", "conv2"), ("skip_connection", "conv_shortcut")):
             put(f"{ours}.{a}", f"{name}.{b}")
 
     def attention(ours, name, heads=2):
         put(f"{ours}.norm", f"{name}.group_norm")
-        for part, shape in (("weight", (heads, -1, 64)), ("bias", (heads, -1))):  # one head after the other, q, k, v in each
+        # one head after the other, q, k, v in each
+        for part, shape in (("weight", (heads, -1, 64)), ("bias", (heads, -1))):
             qkv = torch.cat([theirs[f"{name}.to_{x}.{part}"].reshape(shape) for x in "qkv"], 1)
             state[f"{ours}.qkv.{part}"] = qkv.reshape(192, 64, 1) if part == "weight" else qkv.reshape(192)
         put(f"{ours}.proj_out", f"{name}.to_out.0")
@@ -227,14 +236,17 @@ def improved_state(model):
 
     for ours, name in (("time_embed.0", "time_embedding.linear_1"), ("time_embed.2", "time_embedding.linear_2"),
                        ("input_blocks.0.0", "conv_in"), ("input_blocks.2.0.op", "down_blocks.0.downsamplers.0.conv"),
-                       ("output_blocks.1.2.conv", "up_blocks.0.upsamplers.0.conv"), ("out.0", "conv_norm_out"), ("out.2", "conv_out")):
+                       ("output_blocks.1.2.conv", "up_blocks.0.upsamplers.0.conv"), ("out.0", "conv_norm_out"),
+                       ("out.2", "conv_out")):
         put(ours, name)
     for ours, name in (("input_blocks.1.0", "down_blocks.0.resnets.0"), ("input_blocks.3.0", "down_blocks.1.resnets.0"),
                        ("middle_block.0", "mid_block.resnets.0"), ("middle_block.2", "mid_block.resnets.1"),
-                       *((f"output_blocks.{2 * i + j}.0", f"up_blocks.{i}.resnets.{j}") for i in (0, 1) for j in (0, 1))):
+                       *((f"output_blocks.{2 * i + j}.0", f"up_blocks.{i}.resnets.{j}") for i in (0, 1)
+                         for j in (0, 1))):
         res(ours, name)
     for ours, name in (("input_blocks.3.1", "down_blocks.1.attentions.0"), ("middle_block.1", "mid_block.attentions.0"),
-                       ("output_blocks.0.1", "up_blocks.0.attentions.0"), ("output_blocks.1.1", "up_blocks.0.attentions.1")):
+                       ("output_blocks.0.1", "up_blocks.0.attentions.0"),
+                       ("output_blocks.1.1", "up_blocks.0.attentions.1")):
         attention(ours, name)
     return state
 
@@ -250,7 +262,7 @@ def improved_eps():
     return improved()(x, T_BATCH), forward(improved_reference(), x, T_BATCH)
 
 
-# ---- diffusers --------------------------------------------------------------------------------------------------------
+# ---- diffusers -------------------------------------------------------------------------------------------------------
 
 
 def from_diffusers(name):
@@ -270,7 +282,8 @@ def cut(name, codec=None):
 
 
 def cut_eps(name):
-    return interop.from_diffusers(network(name), **given(name))[0](noisy(2), T_BATCH), its_eps(network(name), name, noisy(2), T_BATCH)
+    return interop.from_diffusers(network(name), **given(name))[0](noisy(2), T_BATCH), its_eps(network(name), name,
+                                                                                               noisy(2), T_BATCH)
 
 
 def pipeline(name, label=""):
@@ -295,37 +308,50 @@ def latents_of(codec, label="", **changes):
     return word
 
 
-CUT = {"sd": "shape of Stable Diffusion 1 and 2, a fixed prompt", "sdxl": "shape of SDXL, a fixed prompt", "dit": "DiT, no class",
-       "dit, class": "DiT, a fixed class", "sd3": "shape of Stable Diffusion 3, a fixed prompt", "class": "U-Net, a fixed class"}
+CUT = {"sd": "shape of Stable Diffusion 1 and 2, a fixed prompt", "sdxl": "shape of SDXL, a fixed prompt",
+       "dit": "DiT, no class", "dit, class": "DiT, a fixed class", "sd3": "shape of Stable Diffusion 3, a fixed prompt",
+       "class": "U-Net, a fixed class"}
 CONFIGURATIONS = {"celebahq": "shape of `ddpm-celebahq-256`", "adm": "ADM's blocks, learned variance, predicts v",
-                  "gray": "1 channel, learned time embedding, predicts x_0", "latent": "latents 4×32×32", "wide": "images of 8×16"}
+                  "gray": "1 channel, learned time embedding, predicts x_0", "latent": "latents 4×32×32",
+                  "wide": "images of 8×16"}
 FAMILIES = {
-    "`UNet`": Family("itself", lambda: PDAE(own("epsilon")[1], encoder(16, 1), NoiseSchedule.linear()), lambda: own_eps("epsilon"),
+    "`UNet`": Family("itself", lambda: PDAE(own("epsilon")[1], encoder(16, 1), NoiseSchedule.linear()),
+                     lambda: own_eps("epsilon"),
                      word=saved(lambda: own("epsilon")[1])),
-    "`UNet` that predicts v": Family("its v, converted", lambda: PDAE(own("v")[1], encoder(16, 1), NoiseSchedule.linear()),
-                                     lambda: own_eps("v"), word=saved(lambda: own("v")[1])),
-    "`UNet` of flow matching": Family("its v = ε − x_0 by formula", lambda: PDAE(on_a_path("flow", FLOW), encoder(16, 1), FLOW),
-                                      lambda: on_a_path_eps("flow", FLOW), word=saved(lambda: on_a_path("flow", FLOW))),
+    "`UNet` that predicts v":
+    Family("its v, converted", lambda: PDAE(own("v")[1], encoder(16, 1), NoiseSchedule.linear()),
+           lambda: own_eps("v"), word=saved(lambda: own("v")[1])),
+    "`UNet` of flow matching":
+    Family("its v = ε − x_0 by formula", lambda: PDAE(on_a_path("flow", FLOW), encoder(16, 1), FLOW),
+           lambda: on_a_path_eps("flow", FLOW), word=saved(lambda: on_a_path("flow", FLOW))),
     "`UNet` of EDM": Family("its denoiser by formula", lambda: PDAE(on_a_path("edm", EDM), encoder(16, 1), EDM),
                             lambda: on_a_path_eps("edm", EDM), word=saved(lambda: on_a_path("edm", EDM))),
     "a callable (x_t, t) → ε": Family("itself", lambda: PDAE(black_box(), encoder(16, 1), NoiseSchedule.linear()),
                                       lambda: own_eps("epsilon"), again=black_box),
-    "the authors' release: a DPM": Family("the release's code", lambda: PDAE(released_dpm(), encoder(64, 3), NoiseSchedule.linear()),
-                                          released_dpm_eps, word=lambda _: "released:" + ",".join(map(str, released(
-                                              ["ddpm_checkpoint.pt", "ddpm_config.yml"])))),
-    "the authors' release: a PDAE": Family("the release's code, and its G", released_pdae, released_pdae_eps, trained=True),
-    "Diff-AE's release: a DPM": Family("its authors' code", lambda: PDAE(diffae_dpm()[0], encoder(32, 3), diffae_dpm()[1]), diffae_eps,
-                                       word=lambda _: f"diffae:{fixture('diffae_tiny') / 'ddpm_last.ckpt'}"),
-    "guided-diffusion": Family("guided-diffusion's code", lambda: PDAE(adm(), encoder(32, 3), NoiseSchedule.linear()), adm_eps,
-                               word=lambda _: f"adm:{fixture('adm_tiny') / 'model.pt'},{fixture('adm_tiny') / 'config.json'}"),
-    "guided-diffusion, a fixed class": Family("the network, told the class", lambda: PDAE(of_a_class()[1], encoder(16, 3),
-                                                                                          NoiseSchedule.linear()), of_a_class_eps,
-                                              word=as_adm(lambda: (of_a_class()[0].state_dict(), {"num_heads": 1, "image_size": 16}),
-                                                          " --label 3")),
-    "improved-diffusion": Family("the same network in diffusers", lambda: PDAE(improved(), encoder(16, 3), NoiseSchedule.linear()),
+    "the authors' release: a DPM":
+    Family("the release's code", lambda: PDAE(released_dpm(), encoder(64, 3), NoiseSchedule.linear()),
+           released_dpm_eps, word=lambda _: "released:" + ",".join(map(str, released(
+               ["ddpm_checkpoint.pt", "ddpm_config.yml"])))),
+    "the authors' release: a PDAE": Family("the release's code, and its G", released_pdae, released_pdae_eps,
+                                           trained=True),
+    "Diff-AE's release: a DPM":
+    Family("its authors' code", lambda: PDAE(diffae_dpm()[0], encoder(32, 3), diffae_dpm()[1]), diffae_eps,
+           word=lambda _: f"diffae:{fixture('diffae_tiny') / 'ddpm_last.ckpt'}"),
+    "guided-diffusion": Family("guided-diffusion's code", lambda: PDAE(adm(), encoder(32, 3), NoiseSchedule.linear()),
+                               adm_eps,
+                               word=lambda _: "adm:" + ",".join(str(fixture("adm_tiny") / name)
+                                                                for name in ("model.pt", "config.json"))),
+    "guided-diffusion, a fixed class":
+    Family("the network, told the class", lambda: PDAE(of_a_class()[1], encoder(16, 3),
+                                                       NoiseSchedule.linear()), of_a_class_eps,
+           word=as_adm(lambda: (of_a_class()[0].state_dict(), {"num_heads": 1, "image_size": 16}),
+                       " --label 3")),
+    "improved-diffusion": Family("the same network in diffusers",
+                                 lambda: PDAE(improved(), encoder(16, 3), NoiseSchedule.linear()),
                                  improved_eps, word=as_adm(lambda: (improved_state(improved_reference()),
                                                                     {"num_heads": 2, "image_size": 16}))),
-    **{f"diffusers: {what}": Family("diffusers' code", functools.partial(from_diffusers, name), functools.partial(diffusers_eps, name),
+    **{f"diffusers: {what}": Family("diffusers' code", functools.partial(from_diffusers, name),
+                                    functools.partial(diffusers_eps, name),
                                     word=kept(name) if name in SQUARE else None)
        for name, what in CONFIGURATIONS.items()},
     **{f"diffusers: {what}": Family("diffusers' code", functools.partial(cut, name), functools.partial(cut_eps, name),
@@ -334,12 +360,13 @@ FAMILIES = {
        for name, what in CUT.items()},
     "diffusers: latents of an `AutoencoderKL`": Family("diffusers' code", functools.partial(cut, "sd", vae),
                                                       functools.partial(cut_eps, "sd"), word=pipeline("sd")),
-    "diffusers: latents of a `VQModel`": Family("diffusers' code", functools.partial(cut, "sd", functools.partial(vae, "VQModel")),
-                                               functools.partial(cut_eps, "sd"), word=latents_of(functools.partial(vae, "VQModel"))),
+    "diffusers: latents of a `VQModel`":
+    Family("diffusers' code", functools.partial(cut, "sd", functools.partial(vae, "VQModel")),
+          functools.partial(cut_eps, "sd"), word=latents_of(functools.partial(vae, "VQModel"))),
 }
 
 
-# ---- the cells: each is computed once, gives its text, and fails if it doesn't hold ---------------------------------------
+# ---- the cells: each is computed once, gives its text, and fails if it doesn't hold ----------------------------------
 
 
 @functools.cache
@@ -351,7 +378,8 @@ def some_data(pdae):
     config = pdae.network.config
     if pdae.codec is not None:
         side = config.image_size * pdae.codec.factor
-        return torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1, torch.tensor([0, 1, 0, 1])
+        return torch.rand(4, 3, side, side,
+                          generator=torch.Generator().manual_seed(0)) * 2 - 1, torch.tensor([0, 1, 0, 1])
     size = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     x = torch.randn(4, config.in_channels, *size, generator=torch.Generator().manual_seed(0))
     x = 3 * x if pdae.data_range is None else x.clamp(*pdae.data_range)
@@ -431,7 +459,8 @@ def loads(family):
     given_again = {} if FAMILIES[family].again is None else {"dpm": FAMILIES[family].again()}
     pdae, loaded = subject(family), PDAE.load(file(family), **given_again)
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in pdae.state_dict().items())
-    assert loaded.metadata == {"note": "a note"} and loaded.data_range == pdae.data_range and loaded.schedule.same_as(pdae.schedule)
+    assert (loaded.metadata == {"note": "a note"} and loaded.data_range == pdae.data_range
+            and loaded.schedule.same_as(pdae.schedule))
     x, y = some_data(pdae)
     x_T = torch.randn(seen(pdae, x)[:1].shape, generator=torch.Generator().manual_seed(2))
     pdae.to(memory_format=torch.contiguous_format)  # training left its weights in channels_last
@@ -452,10 +481,12 @@ def command_line(family):
     for i in range(4):
         Image.effect_noise((40, 36), 50 + 10 * i).convert("RGB").save(folder / "images" / f"{i}.png")
     options = ["--steps", "2", "--batch-size", "2", "--precision", "no", "--set", "encoder.z_dim=4"]
-    assert main.main(["train", "--dpm", *word.split(), "--data", str(folder / "images"), "--out", str(folder / "run"), *options]) == 0
+    assert main.main(["train", "--dpm", *word.split(), "--data", str(folder / "images"), "--out", str(folder / "run"),
+                      *options]) == 0
     model = str(folder / "run" / "model.safetensors")
     out = str(folder / "out.png")
-    assert main.main(["reconstruct", str(folder / "images" / "0.png"), "--model", model, "--steps", "2", "--out", out]) == 0
+    assert main.main(["reconstruct", str(folder / "images" / "0.png"), "--model", model, "--steps", "2", "--out",
+                      out]) == 0
     return "yes"
 
 
@@ -471,7 +502,8 @@ def test_holds(family, cell):
 
 def table():
     lines = [f"| DPM | ε compared with | {' | '.join(CELLS)} |", "|" + "---|" * (len(CELLS) + 2)]
-    return lines + [f"| {family} | {FAMILIES[family].reference} | {' | '.join(check(family) for check in CELLS.values())} |"
+    return lines + [f"| {family} | {FAMILIES[family].reference} | "
+                    f"{' | '.join(check(family) for check in CELLS.values())} |"
                     for family in FAMILIES]
 
 
@@ -481,7 +513,8 @@ def test_a_page_has_the_table():
     pages = [ROOT / "README.md", *(ROOT / "book").glob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     for line in table():
-        assert line in text.splitlines(), f"no page has {line}; python tests/interop/test_families.py prints the whole table"
+        assert line in text.splitlines(), (f"no page has {line}; python tests/interop/test_families.py prints the "
+                                           "whole table")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from pdae_lite.metrics import LinearGaussian
 from pdae_lite.presets import PRESETS
 from pdae_lite.storage import PACKED, file_digest
 
-TINY = measurements.Counts(fill=2, nats=2, cases=4, inferred=2, samples=20, steps=2, inferred_steps=2, linear=40, probe=300, shown=3)
+TINY = measurements.Counts(fill=2, nats=2, cases=4, inferred=2, samples=20, steps=2, inferred_steps=2, linear=40,
+                           probe=300, shown=3)
 DIGITS = shipped_file("digits")
 
 
@@ -84,7 +85,8 @@ def test_a_diffae_is_measured_against_the_dpm_of_the_pdae(tmp_path, found):
     save_model(tmp_path / "diffae.safetensors", PRESETS["digits"].diffae(), {"preset": "digits", "data": "digits"})
     s = measurements.Subject.open("digits", "diffae", tmp_path / "diffae.safetensors", TINY)
     assert "samples" not in measurements.measured(s)
-    assert s.error(s.test.floats(slice(2)), measurements.TS, "dpm").tolist() == pytest.approx(found["fill"]["error_dpm"])
+    assert s.error(s.test.floats(slice(2)), measurements.TS,
+                   "dpm").tolist() == pytest.approx(found["fill"]["error_dpm"])
 
 
 def test_criteria(found):
@@ -94,8 +96,10 @@ def test_criteria(found):
     for value, met in ((0.65, True), (0.6499, False)):
         assert cards.criteria(found | {"fill": found["fill"] | {"mean_300_600": value}})[0].met is met
     worse = found["samples"] | {"precision": found["samples"]["precision"] | {"value": 0.6}}
-    assert not next(c for c in cards.criteria(found | {"samples": worse}) if c.what.endswith("precision")).met  # more than 0.6 is wanted
-    near = found["samples"] | {"distance_to_nearest_training_image": {"value": 1.0}, "the_same_for_held_out_images": {"value": 1.1}}
+    # more than 0.6 is wanted
+    assert not next(c for c in cards.criteria(found | {"samples": worse}) if c.what.endswith("precision")).met
+    near = (found["samples"] | {"distance_to_nearest_training_image": {"value": 1.0},
+                                "the_same_for_held_out_images": {"value": 1.1}})
     assert not cards.criteria(found | {"samples": near})[-1].met
     faces = found["probe"] | {"measure": "auroc", "mean_auroc": 0.91}
     assert next(c for c in cards.criteria(found | {"probe": faces}) if "AUROC" in c.what).wanted == "≥ 0.9"
@@ -103,7 +107,8 @@ def test_criteria(found):
 
 def test_card_and_picture(subject, found, tmp_path):
     text = cards.card(found, subject.model)
-    assert text.startswith("# digits_pdae\n") and found["file"]["sha256"] in text and "None" not in text and "nan" not in text
+    assert (text.startswith("# digits_pdae\n") and found["file"]["sha256"] in text and "None" not in text
+            and "nan" not in text)
     assert "pdae pretrain --data digits --out runs/dpm\n" in text  # its preset's settings, so no --set
     assert "mixed up Adam's" in text  # the note is of this very file
     assert "mixed up" not in cards.card(found | {"file": found["file"] | {"sha256": "0" * 64}}, subject.model)
@@ -126,7 +131,8 @@ def test_commands_name_what_differs_from_the_preset():
 
 
 def test_a_history_is_thinned(tmp_path):
-    entries = [{"images": 100 * (i + 1), "loss": float(i), "images_per_second": 50.0 if i < 5 else 100.0} for i in range(10)]
+    entries = [{"images": 100 * (i + 1), "loss": float(i), "images_per_second": 50.0 if i < 5 else 100.0}
+               for i in range(10)]
     (tmp_path / "history.json").write_text(json.dumps(entries))
     thin = evaluate.thinned(tmp_path / "history.json", points=5)
     assert thin["images"] == [200, 400, 600, 800, 1000] and thin["loss"] == [0.5, 2.5, 4.5, 6.5, 8.5]
@@ -161,15 +167,17 @@ def test_generators_are_measured(kind, tmp_path, monkeypatch):
         model = preset.with_labels(10).pdae(load_model(DIGITS).dpm) if kind == "class" else dpm
     path = tmp_path / f"digits_{kind}.safetensors"
     save_model(path, model, meta)
-    few = {split: data.Images(*(v[start::5] for v in data.digits("test").tensors)) for split, start in (("train", 1), ("test", 0))}
+    few = {split: data.Images(*(v[start::5] for v in data.digits("test").tensors))
+           for split, start in (("train", 1), ("test", 0))}
     monkeypatch.setattr(data, "digits", lambda split="train": few[split])
     monkeypatch.setattr(evaluate_generators, "TS", [300, 600])
     (tmp_path / "history.json").write_text(json.dumps([{"images": 10, "loss": 1.0, "images_per_second": 5.0}]))
-    monkeypatch.setattr(sys, "argv", ["x", "digits", kind, "--file", str(path), "--out", str(tmp_path), "--count", "20", "--steps", "2",
-                                      "--history", str(tmp_path / "history.json")])
+    monkeypatch.setattr(sys, "argv", ["x", "digits", kind, "--file", str(path), "--out", str(tmp_path), "--count", "20",
+                                      "--steps", "2", "--history", str(tmp_path / "history.json")])
     assert evaluate_generators.main() == 0
     o = json.loads((tmp_path / f"digits_{kind}.json").read_text())
-    assert (tmp_path / f"digits_{kind}.md").read_text() == evaluate_generators.card(o) and (tmp_path / f"digits_{kind}.png").is_file()
+    assert ((tmp_path / f"digits_{kind}.md").read_text() == evaluate_generators.card(o)
+            and (tmp_path / f"digits_{kind}.png").is_file())
     assert o["images"]["count"] == 20 and o["images"]["kid"]["value"] > 0.2  # untrained, or 2 steps
     if kind == "latent":
         assert 0.7 < o["codes"]["training"] < 1.1  # E|ε| is 0.8, and the network gives 0
@@ -185,8 +193,10 @@ def test_the_record_of_training_efficiency_is_of_one_piece():
     assert o["summary"] == training_efficiency.summary(o["runs"])
     assert {(r["method"], r["seed"]) for r in o["runs"]} == {(m, s) for m in ("pdae", "diffae") for s in (0, 1, 2)}
     at = [{"images": 0, "loss": 4.0}, {"images": 100, "loss": 2.0}, {"images": 200, "loss": 1.0}]
-    assert training_efficiency.images_until(at, "loss", 3.0) == 50 and training_efficiency.images_until(at, "loss", 2.0) == 100
-    assert training_efficiency.images_until(at, "loss", 0.5) is None and training_efficiency.images_until(at, "loss", 5.0) == 0
+    assert (training_efficiency.images_until(at, "loss", 3.0) == 50
+            and training_efficiency.images_until(at, "loss", 2.0) == 100)
+    assert (training_efficiency.images_until(at, "loss", 0.5) is None
+            and training_efficiency.images_until(at, "loss", 5.0) == 0)
     runs = [{"method": "pdae", "seed": 0, "points": [p | {"mse": 1.0} for p in at]},
             {"method": "diffae", "seed": 0, "points": [p | {"loss": p["loss"] + 1, "mse": 2.0} for p in at]}]
     assert training_efficiency.summary(runs) == {"loss": [0.5], "mse": [0.0]}
