@@ -41,13 +41,13 @@ class LMDBImages(PictureSet):
         return f"{self.path}: {self.key(i)}"
 
 
-def lmdb(path: str | Path, size: int, *, resolution: int | None = None, start: int = 0, stop: int | None = None, channels: int = 3,
-         crop: tuple[int, int, int, int] | None = None, value_range: Range | None = None) -> LMDBImages:
+def lmdb(path: str | Path, size: int, *, resolution: int | None = None, start: int = 0, stop: int | None = None,
+         channels: int = 3, crop: tuple[int, int, int, int] | None = None,
+         value_range: Range | None = None) -> LMDBImages:
     """An LMDB of encoded images in the layout of Diff-AE and of the PDAE release, as uint8 [channels, size, size].
 
-    Its keys are `length` and, for each image, its stored resolution and number: 256-00000 (FFHQ, CelebA-HQ), 256-0000000
-    (LSUN Horse, Bedroom), None-0000000 (CelebA). Prefix and number of digits are read from the file, and so is which numbers there
-    are: if `length` says otherwise, a warning tells, and the keys count.
+    Its keys are `length` and, for each image, its stored resolution and number: 256-00000 (FFHQ, CelebA-HQ),
+    256-0000000 (LSUN Horse, Bedroom), None-0000000 (CelebA). If `length` says otherwise, a warning tells.
 
     Args:
         path: the LMDB: a folder with data.mdb, or a single file.
@@ -71,41 +71,28 @@ def lmdb(path: str | Path, size: int, *, resolution: int | None = None, start: i
         raise ValueError(f"{path} is not a readable LMDB ({e})") from None
     with transaction:
         length = transaction.get(b"length")
-        found = {}
-        cursor = transaction.cursor()
-        more = cursor.first()
-        while more and (match := re.fullmatch(rb"([^-]*)-(\d+)", cursor.key())):
-            found[match[1].decode()] = len(match[2])
-            more = cursor.set_range(match[1] + b".")  # "." follows "-": on to the next prefix
+        found: dict[str, list[bytes]] = {}
+        for key in transaction.cursor().iternext(keys=True, values=False):
+            if match := re.fullmatch(rb"([^-]*)-(\d+)", key):
+                found.setdefault(match[1].decode(), []).append(match[2])
     if length is None or not length.isdigit() or not found:
-        raise ValueError(f"{path} has other keys than Diff-AE's ('length' and, say, '256-00000'); unpack it and use folder(...)")
+        raise ValueError(f"{path} has other keys than Diff-AE's ('length' and, say, '256-00000'); unpack it and use "
+                         "folder(...)")
     if resolution is None and len(found) > 1:
         raise ValueError(f"{path} holds several resolutions: {', '.join(sorted(found))}; choose one with resolution=")
     prefix = next(iter(found)) if resolution is None else str(resolution)
     if prefix not in found:
         raise ValueError(f"resolution={resolution}; {path} holds {', '.join(sorted(found))}")
-    numbers, length = _numbers(path, prefix), int(length)
-    _compare(path, prefix, numbers, length, found[prefix])
+    numbers, digits = np.sort(np.array(list(map(int, found[prefix])), np.int64)), len(found[prefix][0])
+    _compare(path, prefix, numbers, int(length), digits)
     last = int(numbers[-1]) + 1
     chosen = numbers[(numbers >= start) & (numbers < (last if stop is None else stop))]
     if start < 0 or not len(chosen):
-        raise ValueError(f"start={start}, stop={stop}; want a range within {numbers[0]} to {last}, the numbers of the images in {path}")
-    images = LMDBImages(path, prefix, found[prefix], chosen, size, channels, crop, value_range)
+        raise ValueError(f"start={start}, stop={stop}; want a range within {numbers[0]} to {last}, the numbers of the "
+                         f"images in {path}")
+    images = LMDBImages(path, prefix, digits, chosen, size, channels, crop, value_range)
     images.settle(range(len(chosen)))
     return images
-
-
-def _numbers(path: Path, prefix: str) -> np.ndarray:
-    """The numbers of all keys of a prefix, in order: int64 [N]."""
-    begin, numbers = prefix.encode() + b"-", []
-    with _environment(path).begin() as transaction:
-        cursor = transaction.cursor()
-        if cursor.set_range(begin):
-            for key in cursor.iternext(keys=True, values=False):
-                if not key.startswith(begin):
-                    break
-                numbers += [int(key[len(begin):])] if key[len(begin):].isdigit() else []
-    return np.sort(np.array(numbers, np.int64))
 
 
 def _compare(path: Path, prefix: str, numbers: np.ndarray, length: int, digits: int) -> None:
@@ -116,7 +103,8 @@ def _compare(path: Path, prefix: str, numbers: np.ndarray, length: int, digits: 
     names = ", ".join(f"{prefix}-{i:0{digits}d}" for i in gaps) + (" and others" if len(gaps) == 10 else "")
     says += [f"without {names}"] if names else []
     if length != len(numbers) or says:
-        warnings.warn(f"{path}: {len(numbers)} images{', '.join(['', *says])}; its 'length' says {length}", PDAEWarning, stacklevel=3)
+        warnings.warn(f"{path}: {len(numbers)} images{', '.join(['', *says])}; its 'length' says {length}", PDAEWarning,
+                      stacklevel=3)
 
 
 _OPEN: dict[Path, tuple[int, object]] = {}  # LMDB allows one handle of a file in a process, and none across a fork
@@ -133,6 +121,6 @@ def _environment(path: Path):
     if process != os.getpid():
         if handle is not None:
             handle.close()  # a copy from before the fork
-        handle = package.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, meminit=False)
+        handle = package.open(str(path), path.is_dir(), readonly=True, lock=False, readahead=False, meminit=False)
         _OPEN[path] = os.getpid(), handle
     return handle

@@ -1,8 +1,7 @@
 """What the numbers in a picture mean: any picture as 8 bits a channel, upright, opaque, a square.
 
-Most files hold 8 bits, and 0 is black, 255 white. Others hold 16 or 32 bits or floats, and black and white may be anything. In
-this order they are: what the user says; what the file says (its tags, its bits); what `guess` makes of the values themselves.
-"""
+Most files hold 8 bits, and 0 is black, 255 white. Others hold 16 or 32 bits or floats, and black and white are what the
+user says; what the file says (its tags, its bits); or what `guess` makes of the values themselves."""
 import re
 import sys
 import warnings
@@ -14,6 +13,7 @@ import numpy as np
 from ..warning import PDAEWarning
 
 Range = tuple[float, float]
+Crop = tuple[int, int, int, int]
 DEEP = re.compile(r"(LA|RGBX?|RGBA|CMYK);16[BLN]")  # raw modes of 16 bits a channel that Pillow cuts to their upper 8
 BITS = (8, 10, 12, 14, 16)  # what instruments give
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Pillow's `Transpose`
@@ -21,11 +21,9 @@ TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Pillow
 
 @dataclass
 class Picture:
-    """A decoded picture: `image`, a PIL image of 8 bits a channel; or deeper `values` [H, W, C] of a PIL `mode`.
-
-    `own_range` are the values of black and white if the file says them. `kind` says what the values are, "" for 8 bits. `alpha` is
-    uint8 [H, W], `turn` the EXIF orientation; `negative`: high values are dark.
-    """
+    """A decoded picture: `image`, a PIL image of 8 bits a channel; or deeper `values` [H, W, C] of a PIL `mode`. `kind`
+    says what the values are, "" for 8 bits; `own_range`, black and white, if the file says them; `alpha`, uint8 [H, W];
+    `turn`, the EXIF orientation; `negative`: high values are dark."""
 
     image: object = None
     values: np.ndarray | None = None
@@ -36,9 +34,9 @@ class Picture:
     turn: int = 1
     negative: bool = False
 
-    def square(self, channels: int, size: int, crop: tuple[int, int, int, int] | None = None, background: int = 255,
+    def square(self, channels: int, size: int, crop: Crop | None = None, background: int = 255,
                value_range: Range | None = None) -> np.ndarray:
-        """uint8 [channels, size, size]: the centre square (of the crop: top, left, height, width), resized at one go, antialiased."""
+        """uint8 [channels, size, size]: the centre square (of the crop: top, left, height, width), resized."""
         from PIL import Image
 
         image = self.image if self.kind == "" else self._eight_bits(value_range)
@@ -49,15 +47,11 @@ class Picture:
             raise ValueError(f"{height}×{width} pixels, too small for the crop {crop}")
         side = min(h, w)
         x, y = left + (w - side) // 2, top + (h - side) // 2
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))  # Pillow antialiases
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))
         return np.ascontiguousarray(np.array(image).reshape(size, size, channels).transpose(2, 0, 1))
 
     def extent(self) -> Range:
-        """The least and the greatest value.
-
-        Raises:
-            ValueError: NaN or an infinite value.
-        """
+        """The least and the greatest value, or a ValueError: NaN or an infinite one."""
         low, high = self.values.min(), self.values.max()
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ValueError("holds NaN or infinite values")
@@ -86,7 +80,7 @@ def own_range(image) -> Range | None:
     if image.format == "PPM" and image.mode == "I":  # Pillow spreads any of its ranges over 16 bits
         return 0.0, 65535.0
     tags = getattr(image, "tag_v2", {})
-    low, high = (np.ravel(tags.get(tag, np.nan)).astype(float) for tag in (340, 341))  # SMinSampleValue, SMaxSampleValue
+    low, high = (np.ravel(tags.get(tag, np.nan)).astype(float) for tag in (340, 341))  # SMin-, SMaxSampleValue
     if np.isfinite([*low, *high]).all() and low.min() < high.max():
         return float(low.min()), float(high.max())
     bits = _tag(tags, 258, 16)
@@ -96,29 +90,24 @@ def own_range(image) -> Range | None:
 def guess(kind: str, low: float, high: float) -> Range:
     """Black and white for values that run from `low` to `high`, where nothing else says it.
 
-    Whole numbers from 0 on: of 8, 10, 12, 14 or 16 bits, the fewest that hold them. Floats: [0, 1], [−1, 1] or [0, 255], if they
-    fill at least a quarter of it. Everything else: the values' own extremes.
-    """
-    if kind != "floats" and low >= 0:
-        for bits in BITS:
-            if high < 2**bits:
-                return 0.0, 2.0**bits - 1
-    if kind == "floats":
-        for a, b in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
-            if a <= low and high <= b and max(high, -low) >= b / 4:
-                return a, b
-    return (low, high) if low < high else (low, low + 1)
+    Whole numbers from 0 on: of 8, 10, 12, 14 or 16 bits, the fewest that hold them. Floats: [0, 1], [−1, 1] or [0,
+    255], if they fill at least a quarter of it. Everything else: the values' own extremes."""
+    floats = kind == "floats"
+    ranges = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)) if floats else [(0.0, 2.0**bits - 1) for bits in BITS]
+    fits = (r for r in ranges if r[0] <= low and high <= r[1] and (not floats or max(high, -low) >= r[1] / 4))
+    return next(fits, (low, high) if low < high else (low, low + 1))
 
 
 class Scale:
-    """Which values are black and white in the deep pictures of a data set: `value_range` if it is given; else what a picture says of
+    """Which values are black and white in the deep pictures of a data set: `value_range`; else what a picture says of
     itself; else one guess for all pictures of a kind, from those that `settle` saw, which a warning tells."""
 
     def __init__(self, value_range: Range | None = None):
         if value_range is not None:
             value_range = tuple(map(float, value_range))
             if len(value_range) != 2 or not np.isfinite(value_range).all() or value_range[0] >= value_range[1]:
-                raise ValueError(f"value_range={value_range}; want (low, high), the values of black and white, low < high")
+                raise ValueError(f"value_range={value_range}; want (low, high), the values of black and white, low < "
+                                 "high")
         self.value_range, self.guesses, self.cut = value_range, {}, False
 
     def settle(self, pictures: Iterable[tuple[str, Picture]], of: str) -> None:
@@ -132,9 +121,9 @@ class Scale:
             black, white = self.guesses[kind] = guess(kind, low, high)
             if (kind, white) != ("16-bit integers", 65535.0):  # which their own bits say
                 some = f" in {len(seen)} of them" if len(seen) > 1 else ""
-                warnings.warn(f"{of}: {kind}, such as {seen[0][2]}, that don't say which values are black and white; taking {black:g} "
-                              f"and {white:g}, as they run from {low:g} to {high:g}{some}. If that is wrong, give value_range=(low, high)",
-                              PDAEWarning, stacklevel=4)
+                warnings.warn(f"{of}: {kind}, such as {seen[0][2]}, that don't say which values are black and white; "
+                              f"taking {black:g} and {white:g}, as they run from {low:g} to {high:g}{some}. If that is "
+                              "wrong, give value_range=(low, high)", PDAEWarning, stacklevel=4)
 
     def of(self, name: str, picture: Picture) -> Range | None:
         """Black and white of a picture; None: 0 and 255."""
@@ -149,17 +138,15 @@ class Scale:
         (black, white), (low, high) = self.guesses[picture.kind], picture.extent()
         if (low < black or high > white) and not self.cut:
             self.cut = True
-            warnings.warn(f"{name}: values run from {low:g} to {high:g}, beyond the {black:g} and {white:g} that were taken for black and "
-                          "white, and are cut; give value_range=(low, high)", PDAEWarning, stacklevel=4)
+            warnings.warn(f"{name}: values run from {low:g} to {high:g}, beyond the {black:g} and {white:g} that were "
+                          "taken for black and white, and are cut; give value_range=(low, high)", PDAEWarning,
+                          stacklevel=4)
         return black, white
 
 
 def decode(source, deep_only: bool = False) -> Picture:
-    """A picture from a path, a binary file or a PIL image. `deep_only`: one of 8 bits stays undecoded, and empty.
-
-    Raises:
-        Exception: whatever Pillow raises for a file that it can't decode.
-    """
+    """A picture from a path, a binary file or a PIL image, or whatever Pillow raises for one that it can't decode.
+    `deep_only`: one of 8 bits stays undecoded, and empty."""
     from PIL import Image
 
     if isinstance(source, Image.Image):
@@ -170,18 +157,16 @@ def decode(source, deep_only: bool = False) -> Picture:
 
 def _decoded(image, source) -> Picture:
     kind, raw = kind_of(image), _raw_mode(image)
-    colours = bool(DEEP.fullmatch(raw))
     image.load()
     turn = 1 if image.format == "TIFF" else _orientation(image)  # Pillow turns TIFFs itself
     clear = image.info.get("transparency")
     if kind == "":
-        if isinstance(clear, int) and raw in ("L;2", "L;4"):  # Pillow stretches the values to 8 bits, and leaves this one
-            image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[raw]
+        if isinstance(clear, int):  # Pillow stretches the values to 8 bits, and leaves this one
+            image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(raw, 1)
         return Picture(image, turn=turn)
-    if colours:
+    mode, values, alpha = "L", np.asarray(image)[..., None], None
+    if DEEP.fullmatch(raw):
         mode, values, alpha = _sixteen_bits(image, source, raw)
-    else:
-        mode, values, alpha = "L", np.asarray(image)[..., None], None
     tags = getattr(image, "tag_v2", {})
     if image.mode == "I" and _tag(tags, 258, 0) == 32 and _tag(tags, 339, 1) == 1:
         values = values.view(np.uint32)  # Pillow reads them as if they had a sign
@@ -191,7 +176,8 @@ def _decoded(image, source) -> Picture:
 
 
 def _sixteen_bits(image, source, raw: str) -> tuple[str, np.ndarray, np.ndarray | None]:
-    """(mode, values [H, W, C], alpha) of 16 bits a channel. Pillow gives their upper bytes; read in the other byte order, the lower."""
+    """(mode, values [H, W, C], alpha) of 16 bits a channel. Pillow gives upper bytes; in the other byte order, lower.
+    """
     from PIL import Image
 
     def again(other: str) -> np.ndarray:

@@ -31,10 +31,9 @@ def open_source(name: str, size: int, channels: int, download: bool = False, lmd
 
     Args:
         name: "digits" or "peeps", which ship; "torchvision:mnist" (or cifar10, fashion_mnist, celeba), with ":ROOT" for
-            another folder than data/; "lmdb:PATH"; a folder of images; "classes:FOLDER", with a subfolder for each class;
-            "stack:FILE", an .npy or .npz file (or its bare name), with ":KEY" for one array of an .npz.
-        size, channels: what the model takes. Folders, stacks, LMDBs and CelebA are cropped and resized to it, peeps are
-            shrunk to 32 or 16; the others have one shape.
+            another folder than data/; "lmdb:PATH"; a folder of images; "classes:FOLDER", with a subfolder for each
+            class; "stack:FILE", an .npy or .npz file (or its bare name), with ":KEY" for one array of an .npz.
+        size, channels: what the model takes, to which files and CelebA are cropped and resized, and peeps shrunk.
         download: let torchvision fetch what isn't there.
         split: "train", or "test" for the images held out, of data that come with such: `has_test`.
         value_range: of folders, stacks and LMDBs, the values that become black and white: see `data.read_image`.
@@ -56,8 +55,7 @@ def open_source(name: str, size: int, channels: int, download: bool = False, lmd
         except RuntimeError as e:  # what torchvision raises when a download fails or a file is damaged
             raise ValueError(f"data {name}: {e}") from None
     elif kind == "lmdb" and colon:
-        return open_lmdb(rest, size, resolution=lmdb.resolution, start=lmdb.start, stop=lmdb.stop, channels=channels,
-                         crop=lmdb.crop, value_range=value_range)
+        return open_lmdb(rest, size, channels=channels, value_range=value_range, **vars(lmdb))
     elif kind == "stack" and colon or name.lower().endswith((".npy", ".npz")) and not Path(name).is_dir():
         file = rest if kind == "stack" and colon else name
         path, key = re.fullmatch(r"(.*?)(?:(?<=\.npz):([^:]+))?", file, re.DOTALL).groups()
@@ -68,9 +66,10 @@ def open_source(name: str, size: int, channels: int, download: bool = False, lmd
             raise FileNotFoundError(f"data {path}: no such folder; want {SYNTAX}")
         images = folder(path, size, channels, value_range=value_range)
         return FolderClasses(images) if kind == "classes" and colon else images
-    shape = tuple(images.images.shape[1:]) if isinstance(images, Images) else (images.channels, images.size, images.size)
-    if shape != (channels, size, size):
-        raise ValueError(f"data {name}: images of {'×'.join(map(str, shape))}, but the model takes {channels}×{size}×{size}")
+    shape = images.images.shape[1:] if isinstance(images, Images) else (images.channels, images.size, images.size)
+    if tuple(shape) != (channels, size, size):
+        raise ValueError(f"data {name}: images of {'×'.join(map(str, shape))}, but the model takes "
+                         f"{channels}×{size}×{size}")
     return images
 
 

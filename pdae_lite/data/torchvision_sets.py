@@ -9,12 +9,13 @@ from .files import CELEBA64_CROP, PictureSet
 from .items import digest
 
 
-def torchvision_set(name: str, split: str = "train", root: str | Path = "data", download: bool = False, size: int = 64) -> Dataset:
+def torchvision_set(name: str, split: str = "train", root: str | Path = "data", download: bool = False,
+                    size: int = 64) -> Dataset:
     """A well-known data set that torchvision can fetch; it is fetched only with `download=True`.
 
     Args:
         name: "mnist", "fashion_mnist" (padded to 1×32×32 with black), "cifar10" (3×32×32): in memory, as `Images`.
-            "celeba": the usual crop 57,25,128,128, resized to `size`; lazy, with `labels` int64 [N, 40], 0 or 1, and `attributes`.
+            "celeba": the usual crop 57,25,128,128, resized to `size`; lazy, `labels` int64 [N, 40], `attributes`.
         split: "train" or "test"; CelebA also has "valid".
         root: the folder that holds it, or will hold it.
 
@@ -36,14 +37,13 @@ def torchvision_set(name: str, split: str = "train", root: str | Path = "data", 
     except RuntimeError as e:
         if download:
             raise
-        raise FileNotFoundError(f"{name} isn't in {root}, or not whole; give its folder as root, or download=True ({e})") from None
+        raise FileNotFoundError(f"{name} isn't in {root}, or not whole; give its folder as root, or download=True "
+                                f"({e})") from None
     if name == "celeba":
         return TorchvisionCelebA(source, size)
-    pixels = torch.as_tensor(source.data)
-    if pixels.ndim == 3:  # [N, 28, 28]
-        pixels = torch.nn.functional.pad(pixels, (2, 2, 2, 2))[:, None]
-    else:  # [N, 32, 32, 3]
-        pixels = pixels.permute(0, 3, 1, 2).contiguous()
+    pixels = torch.as_tensor(source.data)  # [N, 28, 28] or [N, 32, 32, 3]
+    flat = pixels.ndim == 3
+    pixels = torch.nn.functional.pad(pixels, (2, 2, 2, 2))[:, None] if flat else pixels.permute(0, 3, 1, 2).contiguous()
     return Images(pixels, torch.as_tensor(source.targets).long())
 
 

@@ -1,7 +1,4 @@
-"""The checkpoints of Diff-AE's authors (Preechakul et al. 2022), written by Lightning: autoencoder, latent DPM, plain
-DPM."""
-from contextlib import contextmanager
-
+"""The checkpoints of Diff-AE's authors (Preechakul et al. 2022), written by Lightning."""
 import torch
 from torch import Tensor
 
@@ -12,7 +9,7 @@ from ..networks.encoder import UNetEncoder, UNetEncoderConfig
 from ..networks.unet import UNet, UNetConfig
 from ..sampling import ddim_step
 from ..schedule import NoiseSchedule
-from .weights import PathLike, fill, read_state, read_yaml
+from .weights import PathLike, described, fill, fill_latent, part, read_state, read_yaml
 
 CALLBACKS = r"(pytorch_lightning|lightning\.pytorch)\.callbacks\.[\w.]+"  # keys of part of Lightning 1.4's checkpoints
 WEIGHTS = "ema_model."  # what the authors sample with; `model.*` is the same without averaging
@@ -26,24 +23,21 @@ def load_released_diffae(checkpoint: PathLike, config: PathLike | dict | None = 
         config: hyper-parameters by name, or a JSON file of them; None: the checkpoint's own.
 
     Returns the autoencoder in eval mode, float32, on the CPU. Its `latent` is the latent DPM, and `stats` the codes'
-    mean and standard deviation (`LatentStats`), each None if the file has none; they are models of their own, which
-    neither move nor are saved with it. ``decode(z, x_T, grid=range(0, 1000, 1000 // N))`` gives the authors' images of
-    N steps, and `stochastic_code` their x_T.
+    `LatentStats`, each None if the file has none; they neither move nor are saved with it. The authors' images of N
+    steps are those of ``decode(z, x_T, grid=range(0, 1000, 1000 // N))``, and their x_T those of `stochastic_code`.
 
     Raises:
-        CheckpointError: the file is missing, damaged, names code to be run, or holds another network; says what
-            differs.
+        CheckpointError: the file is missing, damaged, names code to be run, or holds another network.
     """
     weights, rest, settings = _read(checkpoint, config)
-    encoder = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
-    latent = {k.removeprefix("latent_net."): v for k, v in weights.items() if k.startswith("latent_net.")}
+    encoder, latent = part(weights, "encoder."), part(weights, "latent_net.")
     if not encoder:
         raise CheckpointError(f"{checkpoint}: has no encoder: a plain DPM; load it with load_released_diffae_dpm")
     unet = {k.replace("time_embed.time_embed.", "time_embed.").replace(".cond_emb_layers.", ".emb_z_layers."): v
             for k, v in weights.items() if not k.startswith(("encoder.", "latent_net."))}
     with _described(checkpoint):
-        model = DiffAE(UNet(_unet_config(settings, unet, coded=True)), UNetEncoder(_encoder_config(settings, unet)),
-                       _schedule(settings))
+        encoder_net, latent_dpm = UNetEncoder(_encoder_config(settings, unet)), None
+        model = DiffAE(UNet(_unet_config(settings, unet, coded=True)), encoder_net, _schedule(settings))
         stats = LatentStats(rest["conds_mean"].flatten(), rest["conds_std"].flatten()) if "conds_mean" in rest else None
         if latent:
             layers = LatentConfig(settings["style_ch"], settings["net_latent_layers"],
@@ -52,17 +46,14 @@ def load_released_diffae(checkpoint: PathLike, config: PathLike | dict | None = 
             latent_dpm = LatentDPM(layers, _schedule(settings, "latent_"), used)
     fill(model.denoise_net, unet, checkpoint, "its hyper-parameters")
     fill(model.encoder, encoder, checkpoint, "its hyper-parameters")
-    if latent:  # which has each projection of time under two names
-        own = {k: v for k, v in latent.items() if ".linear_emb." not in k}
-        own |= {f"stats.{k}": v for k, v in latent_dpm.stats.state_dict().items()}
-        fill(latent_dpm, own, checkpoint, "its hyper-parameters")
-    model.__dict__.update(latent=latent_dpm.eval() if latent else None, stats=stats)  # beside the module's own parts
+    if latent_dpm is not None:
+        fill_latent(latent_dpm, latent, checkpoint, "its hyper-parameters")
+    model.__dict__.update(latent=latent_dpm, stats=stats)  # beside the module's own parts
     return model.eval()
 
 
 def load_released_diffae_dpm(checkpoint: PathLike, config: PathLike | dict | None = None) -> tuple[UNet, NoiseSchedule]:
-    """A plain DPM of Diff-AE's authors, ready for `PDAE(dpm, encoder, schedule)`. Arguments and errors as for
-    `load_released_diffae`."""
+    """A plain DPM of Diff-AE's authors, and its schedule. Arguments and errors as for `load_released_diffae`."""
     weights, _, settings = _read(checkpoint, config)
     if any(k.startswith("encoder.") for k in weights):
         raise CheckpointError(f"{checkpoint}: holds an autoencoder, which wants z; load it with load_released_diffae")
@@ -74,10 +65,8 @@ def load_released_diffae_dpm(checkpoint: PathLike, config: PathLike | dict | Non
 
 @torch.no_grad()
 def stochastic_code(model: DiffAE, x_0: Tensor, z: Tensor | None = None, steps: int = 250) -> Tensor:
-    """x_T [N, C, H, W] of images x_0 as the authors' code finds it: x_0 counts as the image at t = 0; each of `steps`
-    steps evaluates ε where it starts, and clamps x̂_0; the last ends at ᾱ = 0, so that x_T is its ε. `DiffAE.invert` is
-    the exact form.
-    """
+    """x_T [N, C, H, W] of images x_0 as the authors' code finds it: x_0 counts as the image at t = 0, x̂_0 is clamped,
+    and the last step ends at ᾱ = 0, so that x_T is its ε. `DiffAE.invert` is the exact form."""
     denoiser, schedule = model.denoiser(model.encode(x_0) if z is None else z), model.schedule
     if steps < 1 or schedule.T % steps:
         raise ValueError(f"steps={steps}; want a divisor of {schedule.T}")
@@ -90,16 +79,9 @@ def stochastic_code(model: DiffAE, x_0: Tensor, z: Tensor | None = None, steps: 
     return (x - a * ((x - s * eps) / a).clamp(*model.data_range)) / s
 
 
-@contextmanager
 def _described(checkpoint: PathLike):
-    """What hyper-parameters lack, or describe wrongly, said in one line."""
-    try:
-        yield
-    except KeyError as e:
-        raise CheckpointError(f"{checkpoint}: its hyper-parameters have no {e.args[0]}; give the config that came with "
-                              "it") from None
-    except (ValueError, TypeError) as e:
-        raise CheckpointError(f"{checkpoint}: its hyper-parameters describe no such network: {e}") from None
+    return described(checkpoint, "its hyper-parameters have no", "its hyper-parameters describe no such network",
+                     "give the config that came with it")
 
 
 def _read(checkpoint: PathLike, config: PathLike | dict | None) -> tuple[dict, dict, dict]:
@@ -111,7 +93,7 @@ def _read(checkpoint: PathLike, config: PathLike | dict | None) -> tuple[dict, d
     if not isinstance(settings, dict):
         raise CheckpointError(f"{checkpoint}: has no hyper_parameters; give config, the JSON file that came with it")
     state = content["state_dict"]
-    weights = {k.removeprefix(WEIGHTS): v for k, v in state.items() if k.startswith(WEIGHTS)}
+    weights = part(state, WEIGHTS)
     if not weights:
         raise CheckpointError(f"{checkpoint}: its state_dict has no {WEIGHTS}*; want a checkpoint of Diff-AE's authors")
     return weights, {k: v for k, v in state.items() if not k.startswith((WEIGHTS, "model."))}, dict(settings)
@@ -143,9 +125,8 @@ def _shape(settings: dict, weights: dict[str, Tensor]) -> dict:
             "resblock_updown": settings.get("net_resblock_updown", True)}
 
 
-def _factors(settings: dict, sizes) -> tuple[int, ...]:
-    """Their attention is named by the sides of feature maps, ours by the factor to them."""
-    return tuple(settings["img_size"] // side for side in sizes if side <= settings["img_size"])
+def _factors(settings: dict, sides) -> tuple[int, ...]:
+    return tuple(settings["img_size"] // side for side in sides if side <= settings["img_size"])
 
 
 def _schedule(settings: dict, part: str = "") -> NoiseSchedule:

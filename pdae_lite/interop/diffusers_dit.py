@@ -1,9 +1,6 @@
 """Where `DiTTransformer2DModel` (Peebles & Xie 2023) is cut: patch embedding and the first half of the blocks | the
-second half, norm and projection. z enters the six vectors of each block's adaptive normalisation.
-
-Each block embeds time and class by itself, and the output layer asks block 0's embedder: the upper half is told t and
-the class.
-"""
+second half, norm and projection. z enters the six vectors of each block's adaptive normalisation. Each block embeds
+time and class by itself: the upper half is told both."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,8 +26,8 @@ def size_multiple(dit: nn.Module) -> int:
 def constants(dit: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
     """label [1]: the class; by default the null class, which stands for none."""
     null = dit.config.num_embeds_ada_norm
-    label = given.get("label")
-    found = wanted(dit, ["label"], given | {"label": torch.tensor([null]) if label is None else label})
+    given = {"label": torch.tensor([null])} | {name: v for name, v in given.items() if v is not None}
+    found = wanted(dit, ["label"], given)
     if not 0 <= int(found["label"]) <= null:
         raise ValueError(f"label={int(found['label'])}; want 0 … {null - 1}, or None for no class")
     return found
@@ -86,8 +83,7 @@ def add_z(parts: nn.Module, width: int) -> None:
 
 
 def both(emb: Tensor, emb_z: Tensor) -> Tensor:
-    """SiLU of time's and z's embeddings, one behind the other. Each by itself: the bits of a SiLU depend on the size of
-    its tensor."""
+    """SiLU of time's and z's embeddings, each by itself: the bits of a SiLU depend on the size of its tensor."""
     return torch.cat([F.silu(emb), F.silu(emb_z.to(emb.dtype))], 1)
 
 

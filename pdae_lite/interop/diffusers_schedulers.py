@@ -18,8 +18,8 @@ ADVICE = "make it with {0}(…) or {0}.from_pretrained(folder)"
 
 @dataclass(frozen=True)
 class Trained:
-    """What a scheduler says of the model that was trained with it: the schedule; what it predicts, as `as_epsilon`
-    wants it; and the range that it clips data to: None, that it clips nothing; or nothing of the kind."""
+    """What a scheduler says of the model that was trained with it: the schedule; what it predicts, for `as_epsilon`;
+    the range that it clips data to; None: it clips nothing."""
 
     schedule: NoiseSchedule
     kind: str
@@ -28,11 +28,7 @@ class Trained:
 
 
 def trained_with(scheduler) -> Trained:
-    """What a scheduler says of the model that was trained with it.
-
-    Raises:
-        ValueError: it isn't a scheduler, or one of an unsupported kind; names it.
-    """
+    """What a scheduler says of the model that was trained with it, or a ValueError that names what isn't supported."""
     check_scheduler(scheduler)
     name, config = type(scheduler).__name__, scheduler.config
     T = config.get("num_train_timesteps", 1000)
@@ -53,9 +49,8 @@ def trained_with(scheduler) -> Trained:
         says = f"prediction_type={prediction!r}" + (", use_flow_sigmas=True" if flows else "")
         raise ValueError(f"scheduler {name} has {says}: it doesn't say what path the model was trained on; give one of "
                          f"the DDPM and DDIM family ({', '.join(PREDICTION_TYPES)}), of flow matching or of EDM")
-    clips = config.get("clip_sample", "unsaid")  # many schedulers have no such setting
     limit = float(config.get("clip_sample_range", 1.0))
-    clip = clips if clips == "unsaid" else (-limit, limit) if clips else None
+    clip = {True: (-limit, limit), False: None}.get(config.get("clip_sample"), "unsaid")  # many have no such setting
     return Trained(NoiseSchedule.from_diffusers(scheduler), PREDICTION_TYPES[prediction], clip=clip)
 
 

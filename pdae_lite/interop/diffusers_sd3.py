@@ -1,13 +1,12 @@
 """Where `SD3Transformer2DModel` (Stable Diffusion 3; Esser et al. 2024) is cut: as a DiT, over its joint blocks of
 image and prompt. z enters the adaptive normalisation of the image's tokens; the prompt's are told time alone. Copies
-agree to rounding: torch multiplies a slice, such as the prompt's part of attention, in another order if the weights are
-to be trained.
-"""
+agree to rounding: torch multiplies slices in another order if the weights are to be trained."""
 from torch import Tensor, nn
 
-from .diffusers_dit import both, take_both, unpatchify
+from .diffusers_dit import both, size_multiple, take_both, unpatchify, z_width
 from .diffusers_unet import wanted
 
+__all__ = ["check", "size_multiple", "constants", "lower", "upper", "head", "z_width", "add_z"]
 OUTPUT = "proj_out"
 
 
@@ -16,11 +15,6 @@ def check(sd3: nn.Module) -> None:
     if sd3.out_channels != sd3.config.in_channels:
         raise ValueError(f"SD3Transformer2DModel has in_channels={sd3.config.in_channels}, "
                          f"out_channels={sd3.out_channels}; want as many")
-
-
-def size_multiple(sd3: nn.Module) -> int:
-    """Height and width are multiples of this."""
-    return sd3.config.patch_size
 
 
 def constants(sd3: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -51,11 +45,6 @@ def head(parts: dict, features, emb_z: Tensor | None, run) -> Tensor:
     for block in parts["transformer_blocks"]:
         prompt, h = run(block, h, prompt, told)
     return unpatchify(parts["proj_out"](parts["norm_out"](h, emb)), features.x_t)
-
-
-def z_width(sd3: nn.Module) -> int:
-    """Of z's embedding: the tokens'."""
-    return sd3.inner_dim
 
 
 def add_z(parts: nn.Module, width: int) -> None:

@@ -1,7 +1,5 @@
 """Where `UNet2DModel` and `UNet2DConditionModel` (Stable Diffusion 1, 2, XL) are cut: time, class, prompt and down
-blocks | middle block and up blocks. z enters the second normalisation of each residual block; cross-attention stays as
-it is.
-"""
+blocks | middle block and up blocks. z enters the second normalisation of each residual block; cross-attention stays."""
 from torch import Tensor, nn
 
 # Blocks whose forward is (h, emb) -> (h, skips), or (h, skips, emb) -> h, with residual blocks of one kind.
@@ -49,15 +47,11 @@ def size_multiple(unet: nn.Module) -> int:
 def constants(unet: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
     """Of those given, all that the network wants: prompt_embeds [1, L, D]; text_embeds [1, D'] and time_ids [1, 6];
     label [1]."""
-    names, config = [], unet.config
-    if hasattr(unet, "encoder_hid_proj"):  # a UNet2DConditionModel
-        names += ["prompt_embeds"]
-        if config.addition_embed_type == "text_time":
-            names += ["text_embeds", "time_ids"]
-    if unet.class_embedding is not None:
-        names += ["label"]
+    names = ["prompt_embeds"] if hasattr(unet, "encoder_hid_proj") else []  # a UNet2DConditionModel
+    names += ["text_embeds", "time_ids"] if getattr(unet.config, "addition_embed_type", None) == "text_time" else []
+    names += ["label"] if unet.class_embedding is not None else []
     found = wanted(unet, names, given)
-    classes = config.num_class_embeds
+    classes = unet.config.num_class_embeds
     if "label" in found and classes is not None and not 0 <= int(found["label"]) < classes:
         raise ValueError(f"label={int(found['label'])}; want 0 … {classes - 1}")
     return found
@@ -103,8 +97,7 @@ def upper(unet: nn.Module) -> dict[str, nn.Module]:
 
 
 def head(parts: dict, features, emb_z: Tensor | None, run) -> Tensor:
-    """The upper half's output. diffusers' blocks hand time's embedding on untouched, so it can carry both
-    embeddings."""
+    """The upper half's output. diffusers' blocks hand time's embedding on untouched, so it can carry both."""
     emb = features.told if emb_z is None else (features.told, emb_z)
     h, skips, prompt = features.h, features.skips, features.context
     if parts["mid_block"] is not None:
@@ -136,8 +129,7 @@ class ShiftedResnet(nn.Module):
 
         AdaGN(h, t, z) = (1 + z_s) · AdaGN(h, t) + z_b
 
-    where AdaGN(h, t) is the block's own: GroupNorm(h + t), or (1 + t_s) · GroupNorm(h) + t_b ("scale_shift").
-    """
+    where AdaGN(h, t) is the block's own: GroupNorm(h + t), or (1 + t_s) · GroupNorm(h) + t_b ("scale_shift")."""
 
     def __init__(self, block: nn.Module, z_channels: int):
         super().__init__()

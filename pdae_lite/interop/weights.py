@@ -1,6 +1,7 @@
-"""Other people's checkpoints: pickles, read with `torch.load(weights_only=True)`, which runs no code; and their YAML files."""
+"""Other people's checkpoints, read with `torch.load(weights_only=True)`, which runs no code; and their YAML files."""
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,9 +14,8 @@ PathLike = str | os.PathLike
 
 
 def read_state(path: PathLike, want: tuple[str, ...], named: str | None = None) -> dict:
-    """The dict in a `.pt` file, with the state dicts named in `want`; with none named, itself a state dict. `named`: a pattern of
-    classes that the file may name (Lightning's callbacks, say); an empty class stands in for each, and any other is refused.
-    """
+    """The dict in a `.pt` file, with the state dicts named in `want`; with none named, itself a state dict. `named`: a
+    pattern of classes that the file may name (Lightning's callbacks, say); an empty class stands in for each."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; download it again or correct the path")
@@ -25,13 +25,20 @@ def read_state(path: PathLike, want: tuple[str, ...], named: str | None = None) 
     except CheckpointError:
         raise
     except Exception as e:  # a foreign file can fail in torch.load in any way
-        raise CheckpointError(f"{path}: not a complete PyTorch checkpoint of plain tensors ({_line(e)}); download it again") from None
+        raise CheckpointError(f"{path}: not a complete PyTorch checkpoint of plain tensors ({_line(e)}); download it "
+                              "again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of tensors; is it the right file?")
     for state, name in [(content.get(k), f"no state dict {k!r}") for k in want] or [(content, "no state dict")]:
         if not isinstance(state, dict) or not state or not all(torch.is_tensor(v) for v in state.values()):
-            raise CheckpointError(f"{path}: holds {name} (it has {_some(content)}); is it the right file?")
+            has = ", ".join(map(str, [*content][:5])) + (", …" if len(content) > 5 else "")
+            raise CheckpointError(f"{path}: holds {name} (it has {has or 'nothing'}); is it the right file?")
     return content
+
+
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _stand_ins(path: Path, named: str) -> list[tuple[type, str]]:
@@ -39,7 +46,8 @@ def _stand_ins(path: Path, named: str) -> list[tuple[type, str]]:
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     other = [name for name in names if not re.fullmatch(named, name)]
     if other:
-        raise CheckpointError(f"{path}: wants {other[0]}, which isn't loaded: a file could run code that way; is it the right file?")
+        raise CheckpointError(f"{path}: wants {other[0]}, which isn't loaded: a file could run code that way; is it "
+                              "the right file?")
     return [(type(name.rpartition(".")[2], (), {}), name) for name in names]
 
 
@@ -51,13 +59,32 @@ def read_yaml(path: PathLike, want: tuple[str, ...]) -> dict:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
-        raise CheckpointError(f"{path}: not a YAML file ({_line(e)}); want the one that came with the checkpoint") from None
+        raise CheckpointError(f"{path}: not a YAML file ({_line(e)}); want the one that came with the "
+                              "checkpoint") from None
     for name in want:
         if not isinstance(content, dict) or not isinstance(content.get(name), dict):
             raise CheckpointError(f"{path}: has no section {name}; want the YAML file that came with the checkpoint")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}; want NAME: VALUE, the network's settings")
     return content
+
+
+@contextmanager
+def described(path: PathLike, lacks: str, wrong: str, cure: str = "want the file that came with the checkpoint"):
+    """What a foreign file lacks, or describes wrongly, in one line."""
+    try:
+        yield
+    except KeyError as e:
+        raise CheckpointError(f"{path}: {lacks} {e.args[0]}; {cure}") from None
+    except (ValueError, TypeError) as e:
+        raise CheckpointError(f"{path}: {wrong}: {e}") from None
+
+
+def fill_latent(model: nn.Module, state: dict[str, Tensor], path: PathLike, source) -> nn.Module:
+    """A latent DPM with `state`, in which releases have each projection of time under two names; its `stats` stay."""
+    own = {k: v for k, v in state.items() if ".linear_emb." not in k}
+    fill(model, own | {f"stats.{k}": v for k, v in model.stats.state_dict().items()}, path, source)
+    return model.eval()
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], path: PathLike, source) -> None:
@@ -71,11 +98,6 @@ def fill(module: nn.Module, state: dict[str, Tensor], path: PathLike, source) ->
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise CheckpointError(f"{path}: {wrong[0]}{more}; the weights don't fit {source}")
     module.load_state_dict(state)
-
-
-def _some(content: dict) -> str:
-    names = [str(k) for k in content]
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "nothing"
 
 
 def _line(e: Exception) -> str:
