@@ -12,21 +12,18 @@ from torch.utils.data import Dataset
 
 from ..warning import PDAEWarning
 from .items import LeftOut, Unreadable, digest
-from .pixels import Picture, Range, Scale, decode, kind_of, own_range
+from .pixels import Crop, Picture, Range, Scale, decode, kind_of, own_range
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-CELEBA64_CROP = (57, 25, 128, 128)  # top, left, height, width in the aligned 218×178 images: the crop of D2C, used since
+CELEBA64_CROP = (57, 25, 128, 128)  # top, left, height, width in the aligned 218×178 images, as in D2C
 LOOK_AT = 64  # deep pictures to decode for a guess at their black and white
 
 
 class PictureSet(Dataset, ABC):
-    """Pictures that are decoded when asked for, each as uint8 [channels, size, size]. A subclass gives `_open(i)` and `_name(i)`.
+    """Pictures that are decoded when asked for, each as uint8 [channels, size, size]. One that can't be raises
+    `Unreadable`, then and ever after; what takes a data set reads past it. `unreadable`: {index: message}, as found."""
 
-    A picture that can't be decoded raises `Unreadable`, then and ever after; length and indices stay as they are. `data.readable`
-    reads past such pictures; so does everything in this library that takes a data set. `unreadable`: {index: message}, as found.
-    """
-
-    def __init__(self, count: int, size: int, channels: int, crop: tuple[int, int, int, int] | None = None, background: int = 255,
+    def __init__(self, count: int, size: int, channels: int, crop: Crop | None = None, background: int = 255,
                  value_range: Range | None = None):
         if size < 1:
             raise ValueError(f"size={size}; want at least 1")
@@ -42,11 +39,7 @@ class PictureSet(Dataset, ABC):
         return self.count
 
     def __getitem__(self, index: int) -> Tensor:
-        """uint8 [channels, size, size].
-
-        Raises:
-            Unreadable: the picture can't be decoded.
-        """
+        """uint8 [channels, size, size]; Unreadable: it can't be decoded."""
         if not -self.count <= index < self.count:
             raise IndexError(f"image {index} of {self.count}")
         i = int(index) % self.count
@@ -97,10 +90,10 @@ class PictureSet(Dataset, ABC):
 
 
 def decoded(name: str, opener: Callable, *args, deep_only: bool = False) -> Picture:
-    """The picture that an opener gives: as a path, a binary file, a PIL image or a `Picture`. For `deep_only` see `decode`.
+    """The picture that an opener gives: as a path, a binary file, a PIL image or a `Picture`; see `decode`.
 
     Raises:
-        Unreadable: it can't be opened or decoded.  OSError, MemoryError: the machine is at its limits, whatever the file.
+        Unreadable: it can't be opened or decoded.  OSError, MemoryError: the machine is at its limits.
     """
     try:
         source = opener(*args)
@@ -111,19 +104,19 @@ def decoded(name: str, opener: Callable, *args, deep_only: bool = False) -> Pict
 
 def _unreadable(name: str, e: Exception) -> Exception:
     """What to raise for an error met in reading a file."""
-    if isinstance(e, (MemoryError, Unreadable)) or isinstance(e, OSError) and e.errno in (errno.EMFILE, errno.ENFILE):
-        return e
-    return Unreadable(f"{name} ({_why(e)})")
+    of_the_machine = isinstance(e, OSError) and e.errno in (errno.EMFILE, errno.ENFILE)
+    return e if of_the_machine or isinstance(e, (MemoryError, Unreadable)) else Unreadable(f"{name} ({_why(e)})")
 
 
-def read_image(path: str | Path, channels: int, size: int, *, background: int = 255, value_range: Range | None = None) -> Tensor:
+def read_image(path: str | Path, channels: int, size: int, *, background: int = 255,
+               value_range: Range | None = None) -> Tensor:
     """One image file as uint8 [channels, size, size], as training sees it: centre square, antialiased bilinear resize.
 
     Args:
         channels: 3, or 1 for greyscale.
         background: grey level laid under transparent pixels.
-        value_range: the values in the file that become black and white. None: 0 and 255 of 8 bits; for deeper files what they say of
-            themselves, or else a guess, which a warning tells.
+        value_range: the values in the file that become black and white. None: 0 and 255 of 8 bits; for deeper files
+            what they say of themselves, or else a guess, which a warning tells.
 
     Of a TIFF with several pages the first is taken, which a warning tells.
 
@@ -132,17 +125,19 @@ def read_image(path: str | Path, channels: int, size: int, *, background: int = 
     """
     from PIL import Image
 
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        square = FolderImages([Path(path)], Path(path).parent, size, channels, background, value_range)[0]
+        square = FolderImages([path], path.parent, size, channels, background, value_range)[0]
         with Image.open(path) as image:
             if (pages := _pages(image)) > 1:
                 warnings.warn(f"{path}: the first of {pages} pages is taken", PDAEWarning, stacklevel=2)
         return square
     except Unreadable as e:
-        why = str(e).removeprefix(str(Path(path)))
-        raise Unreadable(f"{path}: not a readable image{why}; want PNG, JPEG or another format that Pillow reads") from None
+        why = str(e).removeprefix(str(path))
+        raise Unreadable(f"{path}: not a readable image{why}; want PNG, JPEG or another format that Pillow reads"
+                         ) from None
 
 
 def _why(e: BaseException) -> str:
@@ -151,13 +146,11 @@ def _why(e: BaseException) -> str:
     return getattr(e, "strerror", None) or " ".join(str(e).split()) or type(e).__name__
 
 
-# ---- a folder ---------------------------------------------------------------------------------------------------------
-
-
 class FolderImages(PictureSet):
     """What `folder` returns. `paths`: the files, in order."""
 
-    def __init__(self, paths: list[Path], root: Path, size: int, channels: int, background: int = 255, value_range: Range | None = None):
+    def __init__(self, paths: list[Path], root: Path, size: int, channels: int, background: int = 255,
+                 value_range: Range | None = None):
         super().__init__(len(paths), size, channels, None, background, value_range)
         self.paths, self.root = paths, root
 
@@ -178,17 +171,13 @@ class FolderImages(PictureSet):
 
 
 class FolderClasses(Dataset):
-    """(image, label) of a folder with one subfolder for each class. `classes`: their names, sorted; label i is the i-th; `labels` of all.
-
-    Raises:
-        ValueError: an image in no subfolder.
-    """
+    """(image, label) of a folder with one subfolder for each class, or a ValueError: an image in none. `classes`: their
+    names, sorted; label i is the i-th; `labels` of all."""
 
     def __init__(self, images: FolderImages):
         self.images = images
         parts = [p.relative_to(images.root).parts for p in images.paths]
-        loose = [path for path, names in zip(images.paths, parts) if len(names) == 1]
-        if loose:
+        if loose := [path for path, names in zip(images.paths, parts) if len(names) == 1]:
             raise ValueError(f"{loose[0]} is in no subfolder; want one for each class")
         self.classes = sorted({names[0] for names in parts})
         number = {name: i for i, name in enumerate(self.classes)}
@@ -211,13 +200,11 @@ def folder(path: str | Path, size: int, channels: int = 3, background: int = 255
     """Every image below a folder, sorted by path, as uint8 [channels, size, size]: centre square, antialiased resize.
 
     Args:
-        path: the folder. Subfolders are searched too, and links followed (but not round in circles); hidden files and folders are
-            not. Other files than images are ignored.
+        path: the folder. Subfolders are searched too, and links followed (not round in circles); not hidden ones.
         channels: 3, or 1 for greyscale; either is made from any kind of file.
         background: grey level laid under transparent pixels.
-        verify: decode every file now. Otherwise now only their headers are read, and a file that is cut short raises `Unreadable`
-            when its turn comes.
-        value_range: the values in the files that become black and white; see `read_image`. A guess is one for all files.
+        verify: decode every file now, not only its header, so that one that is cut short is left out now.
+        value_range: the values in the files that become black and white; see `read_image`.
 
     Files that can't be read are named in a warning and left out.
 
@@ -251,8 +238,8 @@ def folder(path: str | Path, size: int, channels: int = 3, background: int = 255
         raise ValueError(f"{path} holds no readable image; want files like {', '.join(sorted(EXTENSIONS))}")
     left_out.tell()
     if stacks:
-        warnings.warn(f"{len(stacks)} of {len(found)} files hold several pages, of which only the first is taken, such as {stacks[0]}; "
-                      "save them as .npy for data.stack", PDAEWarning, stacklevel=2)
+        warnings.warn(f"{len(stacks)} of {len(found)} files hold several pages, of which only the first is taken, such "
+                      f"as {stacks[0]}; save them as .npy for data.stack", PDAEWarning, stacklevel=2)
     images = FolderImages(good, path, size, channels, background, value_range)
     images.settle(deep)
     return images
@@ -267,23 +254,18 @@ def _pages(image) -> int:
 
 
 def _below(root: Path, closed: list[str]) -> Iterator[Path]:
-    """All files below a folder but hidden ones, by way of links too, if they lead to no folder that holds them. Folders that can't
-    be listed go to `closed`."""
+    """All files below a folder but hidden ones, by way of links too, if they lead to no folder that holds them. Folders
+    that can't be listed go to `closed`."""
     def walk(place: Path, within: tuple) -> Iterator[Path]:
         try:
-            here = os.stat(place)
-            names = sorted(os.listdir(place))
+            stat, inside = place.stat(), sorted(place.iterdir())
         except OSError as e:
             closed.append(f"{place} ({_why(e)})")
             return
-        if (here.st_dev, here.st_ino) in within:
+        if (here := (stat.st_dev, stat.st_ino)) in within:
             return
-        for name in names:
-            if name.startswith("."):
-                continue
-            if os.path.isdir(place / name):
-                yield from walk(place / name, (*within, (here.st_dev, here.st_ino)))
-            else:
-                yield place / name
+        for path in inside:
+            if not path.name.startswith("."):
+                yield from walk(path, (*within, here)) if os.path.isdir(path) else (path,)
 
     return walk(root, ())
