@@ -1,4 +1,5 @@
-"""The library on a GPU that isn't there: every operation under FakeTensorMode on cuda:0, which raises where devices mix."""
+"""The library on a GPU that isn't there: every operation under FakeTensorMode on cuda:0, which raises where devices
+mix."""
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -64,4 +65,5 @@ def test_diffae_and_a_classifier(cuda):
     model = DiffAE(UNet(UNetConfig(16, 1, 8, (1, 2), 1, (2,), z_dim=4)), encoder, schedule.to(cuda))
     on(cuda, model.decode(model.encoder(x), steps=3, generator=torch.Generator()))
     classifier = NoisyClassifier(ClassifierConfig(UNET, 10), schedule)
-    on(cuda, classifier.training_loss(x, torch.randint(0, 100, (4,), device=cuda), torch.randn_like(x), y, schedule, "simple"))
+    on(cuda, classifier.training_loss(x, torch.randint(0, 100, (4,), device=cuda), torch.randn_like(x), y, schedule,
+                                      "simple"))
