@@ -1,5 +1,12 @@
 """The library on a GPU that isn't there: every operation under FakeTensorMode on cuda:0, which raises where devices
-mix."""
+mix.
+
+Training steps, whose backward pass asks CUDA's driver for a context, run on another accelerator that isn't there.
+"""
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,6 +20,7 @@ from pdae_lite.networks.classifier import ClassifierConfig, NoisyClassifier
 from pdae_lite.networks.encoder import EncoderConfig
 
 UNET = UNetConfig(16, 1, 8, (1, 2), 1, (2,))
+PROGRAM = Path(__file__).parent / "helpers" / "fake_accelerator.py"
 
 
 @pytest.fixture
@@ -41,7 +49,6 @@ def test_train_encode_decode_invert(cuda, form):
     x = torch.rand(4, 1, 16, 16, device=cuda)
     t = torch.randint(0, 100, (4,), device=cuda)
     weight = model.schedule.loss_weight("pdae")
-    # Without the backward pass, which asks the driver for its context.
     on(cuda, model.train().training_loss(x, t, torch.randn_like(x), None, model.schedule, weight))
     model.eval()
     z = on(cuda, model.encoder(x))
@@ -67,3 +74,9 @@ def test_diffae_and_a_classifier(cuda):
     classifier = NoisyClassifier(ClassifierConfig(UNET, 10), schedule)
     on(cuda, classifier.training_loss(x, torch.randint(0, 100, (4,), device=cuda), torch.randn_like(x), y, schedule,
                                       "simple"))
+
+
+def test_training_steps():
+    program = [sys.executable, "-W", "ignore", PROGRAM]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
