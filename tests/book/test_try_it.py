@@ -1,9 +1,19 @@
-"""The page that computes, from a folder: drawn in by mouse, its controls moved by hand and by keys."""
+"""The page that computes: from a folder and from a server, drawn in by mouse, keys and touch; its sampler against the library's."""
+import functools
+import http.server
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from browser import chromium, opened  # noqa: F401
+
+import pdae_lite
+from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, data, sampling
+from pdae_lite.networks.dpm import as_epsilon
+from pdae_lite.networks.encoder import EncoderConfig
+from pdae_lite.viz import live
 
 PAGE = Path(__file__).resolve().parents[2] / "book" / "_build" / "html" / "try_it.html"
 STATE = "document.querySelector('.pdae-live').dataset.state"
@@ -35,16 +45,22 @@ def move(page, control, value):
         input.value = value; input.dispatchEvent(new Event("input", {bubbles: true})); }""", [control, value])
 
 
-def draw(page, points):
+def draw(page, points, pointer="mouse"):
     """A stroke on the pad."""
     page.locator(".live-pad").scroll_into_view_if_needed()
     box = page.locator(".live-pad").bounding_box()
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=3)
-    page.mouse.up()
+    if pointer == "mouse":
+        page.mouse.move(*places[0])
+        page.mouse.down()
+        for place in places[1:]:
+            page.mouse.move(*place, steps=3)
+        page.mouse.up()
+        return
+    touch = page.context.new_cdp_session(page)
+    for kind, place in [("touchStart", places[0]), *[("touchMove", p) for p in places[1:]], ("touchEnd", None)]:
+        points = [] if place is None else [{"x": place[0], "y": place[1]}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
 
 def nearer(page):
@@ -101,3 +117,119 @@ def test_from_a_folder(chromium):  # noqa: F811
             .filter(v => ["serious", "critical"].includes(v.impact)).map(v => v.id + ": " + v.nodes[0].html.slice(0, \
 150))""")
         assert not found, found
+
+
+@built
+def test_from_a_server_by_keyboard(chromium):  # noqa: F811
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            """Nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=PAGE.parent))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/try_it.html"
+        with opened(chromium, url, viewport={"width": 1280, "height": 1000}) as page:
+            page.locator(".live-pad").focus()
+            page.keyboard.press("Delete")
+            for keys in ("ArrowUp " * 8 + "ArrowLeft " * 4, "Space", "ArrowRight " * 8, "ArrowDown " * 8, "ArrowLeft " * 7,
+                         "Space", "ArrowRight " * 7, "Space", "ArrowDown " * 9, "ArrowLeft " * 8, "Space"):
+                for key in keys.split():
+                    page.keyboard.press(key)
+            start(page)
+            nearer(page)
+    finally:
+        server.shutdown()
+
+
+@built
+def test_by_touch_on_a_phone(chromium):  # noqa: F811
+    with opened(chromium, PAGE, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as page:
+        draw(page, THREE, "touch")
+        assert page.evaluate("pdaeLive.pages[0].strokes.length") == 1
+        start(page, 4)
+        nearer(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 391
+        narrow = page.evaluate("Math.min(...[...document.querySelectorAll('.live-bars label')].map(b => b.clientWidth))")
+        assert narrow >= 16
+
+
+@built
+def test_without_webassembly_the_slider_stays_and_says_why(chromium):  # noqa: F811
+    context = chromium.new_context()
+    context.add_init_script("delete window.WebAssembly")
+    page = context.new_page()
+    page.goto(PAGE.as_uri())
+    page.click("[data-do=start]")
+    ready(page, "failed")
+    assert "no WebAssembly" in page.text_content(".live-status") and page.locator("#try-it-before-range").is_visible()
+    context.close()
+
+
+# ---- the sampler against the library's ------------------------------------------------------------------------------------
+
+
+def small(form: str) -> PDAE:
+    """A PDAE of digits' shape with random weights, none of them zero."""
+    torch.manual_seed(0)
+    schedule = NoiseSchedule.linear(200, 1e-4, 0.1)
+    dpm = as_epsilon(UNet(UNetConfig(32, 1, 8, (1, 2), 1, (2,), patch_size=2)), "v", schedule)
+    model = PDAE(dpm, SemanticEncoder(EncoderConfig(32, 1, (8, 8, 8), 1, z_dim=6)), schedule, form=form)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return model.eval()
+
+
+def page_of(model, folder, weights):
+    """A folder with a page of this model."""
+    live.live_files(model, folder / "live", weights)
+    text = live.live_html(model, data.digits("test"), "live/")
+    (folder / "index.html").write_text(f"<!doctype html><html lang='en'><meta charset='utf-8'><title>t</title>{text}", encoding="utf-8")
+    return folder / "index.html"
+
+
+def asked(page, what, x, z, **more):
+    """An answer of the engine."""
+    return np.array(page.evaluate("""async ([what, x, z, more]) => [...await pdaeLive.pages[0].engine.call(
+        {what, x: Float32Array.from(x), z: Float32Array.from(z), ...more})]""", [what, x.flatten().tolist(), z.flatten().tolist(), more]))
+
+
+def distances(page, model, scale=1.0, steps=6):
+    """The largest difference between page and library for z and each sampler, and the root of the mean square of DPM-Solver++'s."""
+    x_0 = data.digits("test").floats(slice(3, 4))
+    x_T, z, schedule = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)), model.encode(x_0), model.schedule
+    denoiser, found = model.denoiser(z, scale=scale), {}
+    found["z"] = np.abs(asked(page, "encode", x_0, z) - z.numpy().ravel()).max()
+    samplers = {"ddim": sampling.ddim, "dpmSolver": sampling.dpm_solver, "invert": sampling.invert}
+    for name, options in [("ddim", {}), ("dpmSolver", {}), ("dpmSolver", {"grid": "quadratic"}), ("invert", {}), ("invert", {"order": 2})]:
+        wanted = samplers[name](denoiser, x_0 if name == "invert" else x_T, schedule, steps, **options).numpy().ravel()
+        given = asked(page, name, x_0 if name == "invert" else x_T, z, scale=scale, options={"steps": steps, **options})
+        found[f"{name} {options}"] = np.abs(given - wanted).max()
+        found["rms"] = float(np.sqrt(np.square(given - wanted).mean())) if options.get("grid") else found.get("rms")
+    return found
+
+
+@pytest.mark.parametrize("form", ["paper", "difference"])
+def test_the_sampler_is_the_librarys(chromium, tmp_path, form):  # noqa: F811
+    pytest.importorskip("onnxruntime", reason="onnxruntime isn't installed: pip install 'pdae_lite[onnx]'")
+    model = small(form)
+    with opened(chromium, page_of(model, tmp_path, "fp32")) as page:
+        start(page, 4)
+        for scale in (1.0, 2.5):
+            found = distances(page, model, scale)
+            assert max(found.values()) < 1e-3, found
+        grids = page.evaluate("[['uniform', 7], ['quadratic', 12], ['cubic', 12], ['uniform', 8]].map(([g, n]) => "
+                              "pdaeSampler.timeGrid(200, n, g))")
+        assert grids == [sampling.time_grid(model.schedule, n, g) for g, n in
+                         [("uniform", 7), ("quadratic", 12), ("cubic", 12), ("uniform", 8)]]
+
+
+@built
+def test_int8_stays_near_the_model(chromium):  # noqa: F811
+    """Twelve steps of the page, with int8 weights, against the library's in float32."""
+    with opened(chromium, PAGE) as page:
+        start(page, 4)
+        found = distances(page, pdae_lite.load("digits", device="cpu").eval(), steps=12)
+        print(found)
+        assert found["z"] < 0.1 and found["rms"] < 0.1, found
