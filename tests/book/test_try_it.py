@@ -125,6 +125,14 @@ def test_from_a_server_by_keyboard(chromium):  # noqa: F811
         def log_message(self, *_):
             """Nothing."""
 
+        def do_GET(self):
+            """The browser asks every server for an icon, by itself."""
+            if self.path == "/favicon.ico":
+                self.send_response(204)
+                self.end_headers()
+            else:
+                super().do_GET()
+
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=PAGE.parent))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -206,7 +214,8 @@ def distances(page, model, scale=1.0, steps=6):
         wanted = samplers[name](denoiser, x_0 if name == "invert" else x_T, schedule, steps, **options).numpy().ravel()
         given = asked(page, name, x_0 if name == "invert" else x_T, z, scale=scale, options={"steps": steps, **options})
         found[f"{name} {options}"] = np.abs(given - wanted).max()
-        found["rms"] = float(np.sqrt(np.square(given - wanted).mean())) if options.get("grid") else found.get("rms")
+        if "grid" in options:
+            found["rms"] = float(np.sqrt(np.square(given - wanted).mean()))
     return found
 
 
@@ -231,5 +240,4 @@ def test_int8_stays_near_the_model(chromium):  # noqa: F811
     with opened(chromium, PAGE) as page:
         start(page, 4)
         found = distances(page, pdae_lite.load("digits", device="cpu").eval(), steps=12)
-        print(found)
-        assert found["z"] < 0.1 and found["rms"] < 0.1, found
+        assert found["z"] < 0.03 and found["rms"] < 0.02, found

@@ -70,7 +70,7 @@
     const start = performance.now(), own = await encode(x_0), other = x_0b ? await encode(x_0b) : null;
     const used = z || (other ? S.lerp(own, other, mixZ) : own), options = { steps, grid: "quadratic" };
     const tell = tile => step => postMessage({ type: "step", id, tile, i: step.i, n: step.n, t: step.t, x_0: step.x_0, x_t: step.x_t,
-      plain: step.told.full && S.predicted(step.x_t, step.told.plain, step.t, schedule, schedule.range),
+      plain: step.told.plain && S.predicted(step.x_t, step.told.plain, step.t, schedule, schedule.range),
       full: step.told.full && S.predicted(step.x_t, step.told.full, step.t, schedule, schedule.range) });
     postMessage({ type: "z", id, own, other, used });
     let x = await drive(id, S.dpmSolver(denoiser(used, scale, true), noise, schedule, options), tell("z"));
