@@ -1,4 +1,4 @@
-"""The page that computes: from a folder and from a server, drawn in by mouse, keys and touch; its sampler against the library's."""
+"""The page that computes, from a folder and a server, by mouse, keys and touch; its sampler against the library's."""
 import functools
 import http.server
 import threading
@@ -140,8 +140,8 @@ def test_from_a_server_by_keyboard(chromium):  # noqa: F811
         with opened(chromium, url, viewport={"width": 1280, "height": 1000}) as page:
             page.locator(".live-pad").focus()
             page.keyboard.press("Delete")
-            for keys in ("ArrowUp " * 8 + "ArrowLeft " * 4, "Space", "ArrowRight " * 8, "ArrowDown " * 8, "ArrowLeft " * 7,
-                         "Space", "ArrowRight " * 7, "Space", "ArrowDown " * 9, "ArrowLeft " * 8, "Space"):
+            for keys in ("ArrowUp " * 8 + "ArrowLeft " * 4, "Space", "ArrowRight " * 8, "ArrowDown " * 8,
+                         "ArrowLeft " * 7, "Space", "ArrowRight " * 7, "Space", "ArrowDown " * 9, "ArrowLeft " * 8, "Space"):
                 for key in keys.split():
                     page.keyboard.press(key)
             start(page)
@@ -158,8 +158,8 @@ def test_by_touch_on_a_phone(chromium):  # noqa: F811
         start(page, 4)
         nearer(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 391
-        narrow = page.evaluate("Math.min(...[...document.querySelectorAll('.live-bars label')].map(b => b.clientWidth))")
-        assert narrow >= 16
+        widths = page.evaluate("[...document.querySelectorAll('.live-bars label')].map(b => b.clientWidth)")
+        assert min(widths) >= 16
 
 
 @built
@@ -174,7 +174,7 @@ def test_without_webassembly_the_slider_stays_and_says_why(chromium):  # noqa: F
     context.close()
 
 
-# ---- the sampler against the library's ------------------------------------------------------------------------------------
+# ---- the sampler against the library's --------------------------------------------------------------------------------
 
 
 def small(form: str) -> PDAE:
@@ -193,25 +193,28 @@ def page_of(model, folder, weights):
     """A folder with a page of this model."""
     live.live_files(model, folder / "live", weights)
     text = live.live_html(model, data.digits("test"), "live/")
-    (folder / "index.html").write_text(f"<!doctype html><html lang='en'><meta charset='utf-8'><title>t</title>{text}", encoding="utf-8")
+    head = "<!doctype html><html lang='en'><meta charset='utf-8'><title>t</title>"
+    (folder / "index.html").write_text(head + text, encoding="utf-8")
     return folder / "index.html"
 
 
 def asked(page, what, x, z, **more):
     """An answer of the engine."""
     return np.array(page.evaluate("""async ([what, x, z, more]) => [...await pdaeLive.pages[0].engine.call(
-        {what, x: Float32Array.from(x), z: Float32Array.from(z), ...more})]""", [what, x.flatten().tolist(), z.flatten().tolist(), more]))
+        {what, x: Float32Array.from(x), z: Float32Array.from(z), ...more})]""",
+        [what, x.flatten().tolist(), z.flatten().tolist(), more]))
 
 
 def distances(page, model, scale=1.0, steps=6):
-    """The largest difference between page and library for z and each sampler, and the root of the mean square of DPM-Solver++'s."""
+    """The largest difference between page and library for z and each sampler; "rms": DPM-Solver++'s, as root mean square."""
     x_0 = data.digits("test").floats(slice(3, 4))
-    x_T, z, schedule = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)), model.encode(x_0), model.schedule
+    x_T, z = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)), model.encode(x_0)
     denoiser, found = model.denoiser(z, scale=scale), {}
     found["z"] = np.abs(asked(page, "encode", x_0, z) - z.numpy().ravel()).max()
     samplers = {"ddim": sampling.ddim, "dpmSolver": sampling.dpm_solver, "invert": sampling.invert}
-    for name, options in [("ddim", {}), ("dpmSolver", {}), ("dpmSolver", {"grid": "quadratic"}), ("invert", {}), ("invert", {"order": 2})]:
-        wanted = samplers[name](denoiser, x_0 if name == "invert" else x_T, schedule, steps, **options).numpy().ravel()
+    for name, options in [("ddim", {}), ("dpmSolver", {}), ("dpmSolver", {"grid": "quadratic"}), ("invert", {}),
+                          ("invert", {"order": 2})]:
+        wanted = samplers[name](denoiser, x_0 if name == "invert" else x_T, model.schedule, steps, **options).numpy().ravel()
         given = asked(page, name, x_0 if name == "invert" else x_T, z, scale=scale, options={"steps": steps, **options})
         found[f"{name} {options}"] = np.abs(given - wanted).max()
         if "grid" in options:
