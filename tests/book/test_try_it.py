@@ -141,7 +141,8 @@ def test_from_a_server_by_keyboard(chromium):  # noqa: F811
             page.locator(".live-pad").focus()
             page.keyboard.press("Delete")
             for keys in ("ArrowUp " * 8 + "ArrowLeft " * 4, "Space", "ArrowRight " * 8, "ArrowDown " * 8,
-                         "ArrowLeft " * 7, "Space", "ArrowRight " * 7, "Space", "ArrowDown " * 9, "ArrowLeft " * 8, "Space"):
+                         "ArrowLeft " * 7, "Space", "ArrowRight " * 7,
+                         "Space", "ArrowDown " * 9, "ArrowLeft " * 8, "Space"):
                 for key in keys.split():
                     page.keyboard.press(key)
             start(page)
@@ -174,7 +175,7 @@ def test_without_webassembly_the_slider_stays_and_says_why(chromium):  # noqa: F
     context.close()
 
 
-# ---- the sampler against the library's --------------------------------------------------------------------------------
+# ---- the sampler against the library's ------------------------------------------------------------------------------
 
 
 def small(form: str) -> PDAE:
@@ -206,16 +207,18 @@ def asked(page, what, x, z, **more):
 
 
 def distances(page, model, scale=1.0, steps=6):
-    """The largest difference between page and library for z and each sampler; "rms": DPM-Solver++'s, as root mean square."""
+    """The largest difference between page and library for z and each sampler; "rms": of DPM-Solver++'s."""
     x_0 = data.digits("test").floats(slice(3, 4))
     x_T, z = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)), model.encode(x_0)
     denoiser, found = model.denoiser(z, scale=scale), {}
     found["z"] = np.abs(asked(page, "encode", x_0, z) - z.numpy().ravel()).max()
     samplers = {"ddim": sampling.ddim, "dpmSolver": sampling.dpm_solver, "invert": sampling.invert}
-    for name, options in [("ddim", {}), ("dpmSolver", {}), ("dpmSolver", {"grid": "quadratic"}), ("invert", {}),
-                          ("invert", {"order": 2})]:
-        wanted = samplers[name](denoiser, x_0 if name == "invert" else x_T, model.schedule, steps, **options).numpy().ravel()
-        given = asked(page, name, x_0 if name == "invert" else x_T, z, scale=scale, options={"steps": steps, **options})
+    quadratic, second = {"grid": "quadratic"}, {"order": 2}
+    for name, options in [("ddim", {}), ("dpmSolver", {}), ("dpmSolver", quadratic), ("invert", {}),
+                          ("invert", second)]:
+        x = x_0 if name == "invert" else x_T
+        wanted = samplers[name](denoiser, x, model.schedule, steps, **options).numpy().ravel()
+        given = asked(page, name, x, z, scale=scale, options={"steps": steps, **options})
         found[f"{name} {options}"] = np.abs(given - wanted).max()
         if "grid" in options:
             found["rms"] = float(np.sqrt(np.square(given - wanted).mean()))
