@@ -17,11 +17,12 @@ from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, me
 from pdae_lite.applications.latent import latent_codes
 from pdae_lite.counter_rng import PerSample
 from pdae_lite.data import sources
+from pdae_lite.guidance import batch_map
 from pdae_lite.losses import nats, noise_error
 from pdae_lite.metrics.intervals import bootstrap, jackknife_variance
 from pdae_lite.networks.blocks import check_range
 from pdae_lite.networks.encoder import EncoderConfig
-from pdae_lite.pdae import batch_map, scale_at
+from pdae_lite.pdae import scale_at
 from pdae_lite.storage import atomic_path, read, to_float32, to_int8, write, write_text
 from pdae_lite.training import TrainConfig
 from pdae_lite.training.batches import Batches, epoch_order

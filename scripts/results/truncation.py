@@ -26,10 +26,10 @@ from torch import Tensor
 import pdae_lite
 from pdae_lite import counter_rng, data, metrics, sampling
 from pdae_lite.checkpoint import tensors_digest, write_text
-from pdae_lite.guidance import guided
+from pdae_lite.guidance import batch_map, guided
 from pdae_lite.metrics.features import Features
 from pdae_lite.networks.classifier import classifier_gradient
-from pdae_lite.pdae import PDAE, batch_map
+from pdae_lite.pdae import PDAE
 from pdae_lite.reproduction.partial import Partial
 from pdae_lite.speed import accelerate
 
