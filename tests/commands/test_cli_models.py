@@ -297,7 +297,7 @@ def test_probe_and_edit_of_a_shipped_model(tmp_path, monkeypatch):
     """Every 20th digit; the probe that this gives tells ten classes apart, and edit uses it."""
     images = data.digits("train")
     monkeypatch.setattr("pdae_lite.data.sources.open_source",
-                        lambda *_: data.Images(images.images[::20], images.labels[::20]))
+                        lambda *_, **__: data.Images(images.images[::20], images.labels[::20]))
     file = tmp_path / "probe.safetensors"
     assert run("probe", "--model", "digits", "--data", "digits", "--l2", "10", "--out", file) == 0
     assert bool((LinearProbe.load(file).l2 == 10).all())
