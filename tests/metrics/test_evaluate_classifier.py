@@ -9,6 +9,8 @@ import torch
 
 import pdae_lite
 from pdae_lite import data
+from pdae_lite.checkpoint import shipped_file
+from pdae_lite.storage import contents
 
 RECORD = json.loads((data.ASSETS / "digits_classifier.json").read_text(encoding="utf-8"))
 
@@ -22,9 +24,9 @@ def test_calibration_error():
 
 
 def test_the_card_is_of_the_file_that_ships():
-    path = data.ASSETS / RECORD["file"]["name"]
-    assert RECORD["file"] == {"name": "digits_classifier.safetensors", "bytes": path.stat().st_size,
-                              "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    weights = contents(shipped_file("digits", "classifier"))
+    assert RECORD["file"] == {"name": "digits_classifier.safetensors", "bytes": len(weights),
+                              "sha256": hashlib.sha256(weights).hexdigest()}
     model = pdae_lite.load("digits", "classifier")
     assert (data.ASSETS / "digits_classifier.md").read_text(encoding="utf-8") == script.card(RECORD)
     assert script.command(model) == RECORD["command"] and "--set train.steps=1200" in RECORD["command"]
