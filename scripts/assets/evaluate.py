@@ -1,10 +1,9 @@
 """Measure a model that ships on held-out images, fit its linear probe, and write its card.
 
-    python scripts/assets/evaluate.py digits                    # the shipped PDAE: about 15 CPU minutes
-    python scripts/assets/evaluate.py peeps --history runs/peeps-pdae/history.json --dpm-history
-    runs/peeps-dpm/history.json python scripts/assets/evaluate.py digits diffae             # its noise error is
-    compared with the DPM's of digits_pdae python scripts/assets/evaluate.py peeps --file
-    runs/peeps-pdae/model.safetensors --quick --out /tmp/look
+    python scripts/assets/evaluate.py digits           # the shipped PDAE: about 15 CPU minutes
+    python scripts/assets/evaluate.py digits diffae    # its noise error is compared with the DPM's of digits_pdae
+    python scripts/assets/evaluate.py peeps --history runs/pdae/history.json --dpm-history runs/dpm/history.json
+    python scripts/assets/evaluate.py peeps --file runs/pdae/model.safetensors --quick --out look
 
 Writes NAME_KIND.json (every figure), NAME_KIND.md (the card), NAME_KIND.png (its picture), and the linear probe
 NAME_probe, or NAME_KIND_probe for other kinds than pdae. Needs the network of features (make_features.py). --history, a

@@ -1,9 +1,9 @@
 """Make the feature networks that ship, and the reference features of fresh faces; measure them and write their cards.
 
-    python scripts/assets/make_features.py digits                 # digits_features.{safetensors,json,md}: some minutes
-    of one core python scripts/assets/make_features.py peeps                  # peeps_features.{safetensors,json,md},
-    for faces of 32×32 python scripts/assets/make_peeps.py --fresh 10000 fresh.npz   # needs the extra [peeps] python
-    scripts/assets/make_features.py reference fresh.npz    # peeps_reference.npz.xz: class features of these faces
+    python scripts/assets/make_features.py digits                 # digits_features.*: some minutes of one core
+    python scripts/assets/make_features.py peeps                  # peeps_features.*, for faces of 32×32
+    python scripts/assets/make_peeps.py --fresh 10000 fresh.npz   # needs the extra [peeps]
+    python scripts/assets/make_features.py reference fresh.npz    # peeps_reference.npz.xz: features of these faces
 
 Larger images are shrunk to the network's size, so these measure models of 64×64, too; --size 64 makes a network that
 sees every pixel of them. A new peeps network needs new reference features: give the last command again. Batches,

@@ -1,10 +1,9 @@
 """Make the peeps in pdae_lite/assets: 12,000 faces at 64×64 with attributes and pose, and true counterfactual pairs.
 
-    pip install -e ".[peeps]"                # dicebear-core, dicebear-styles, resvg-py, pinned; pillow
-    python scripts/assets/make_peeps.py             # writes peeps_{train,valid,test,edits}.npz.xz, prints what the card
-    states python scripts/assets/make_peeps.py --out new   # the same into another folder python
-    scripts/assets/make_peeps.py --fresh 10000 fresh.npz    # as many other faces of the same distribution, for
-    statistics
+    pip install -e ".[peeps]"                      # dicebear-core, dicebear-styles, resvg-py, pinned; pillow
+    python scripts/assets/make_peeps.py            # peeps_{train,valid,test,edits}.npz.xz; prints what the card states
+    python scripts/assets/make_peeps.py --out new  # the same into another folder
+    python scripts/assets/make_peeps.py --fresh 10000 fresh.npz   # as many others, for statistics
 
 These packages are needed here only, not by the library. The art is Open Peeps by Pablo Stanley, CC0 1.0.
 

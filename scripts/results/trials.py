@@ -1,7 +1,7 @@
 """Small trainings that differ in one thing, side by side: what the chapters on the gap and on the method compare.
 
-    python scripts/results/trials.py                       # all of them: some two hours of one CPU core; stopped, it
-    goes on python scripts/results/trials.py --only weighting --seeds 0
+    python scripts/results/trials.py       # all of them: some two hours of one CPU core; stopped, it goes on
+    python scripts/results/trials.py --only weighting --seeds 0
 
 All on the digits that ship, with the DPM that ships (which `conditional` doesn't use), from the same seeds, in the same
 number of steps. Groups:

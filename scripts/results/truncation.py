@@ -1,9 +1,8 @@
 """The truncation-like effect (Fig. 9): digits drawn with the shift of a class-conditional G, and with a classifier's,
 at several scales.
 
-    python scripts/results/truncation.py                      # pdae_lite/assets/truncation.json: about half an hour of
-    one CPU core python scripts/results/truncation.py --file runs/short/model.safetensors --guided 0 --out short.json
-    # another G
+    python scripts/results/truncation.py    # pdae_lite/assets/truncation.json: about half an hour of one CPU core
+    python scripts/results/truncation.py --file runs/short/model.safetensors --guided 0 --out short.json    # another G
 
 Sample i asks for class i % 10 and starts from the noise counter_rng.normal(seed, 0, i), at every scale of either
 method. What a third network, `digits_features`, sees in the samples: kernel distance (KID) from the 500 held-out
