@@ -40,7 +40,7 @@ def schedulers(draw):
 
 
 def made(kind, drawn):
-    """The scheduler, or None where diffusers doesn't make one."""
+    """The scheduler, or None where diffusers doesn't make one: it refuses settings by any of these errors."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -98,7 +98,7 @@ def test_any_scheduler_samples_on_the_schedule_or_is_refused(drawn, steps):
             warnings.simplefilter("ignore")
             x = interop.sample_with(scheduler, denoiser, x_T, SCHEDULE, steps,
                                     generator=torch.Generator().manual_seed(1))
-    except (ValueError, ImportError, NotImplementedError) as e:
+    except (ValueError, ImportError) as e:
         assert "\n" not in str(e).strip(), e
         return
     assert x.shape == x_T.shape and bool(x.isfinite().all()) and told and all(0 <= t < T for t in told)
