@@ -47,8 +47,7 @@ class ShiftedDenoiser:
     def __init__(self, pdae: "PDAE", z: Tensor, scale: Scale = 1.0, off_last: float = 0.0, shift: str | None = None):
         if shift is not None and pdae.form != "paper":
             raise ValueError(f"shift={shift!r}, but this PDAE is in the difference form, whose shift has one form "
-                             "only; leave "
-                             "it out")
+                             "only; leave it out")
         if shift not in (None, *SHIFTS):
             raise ValueError(f"shift {shift!r}; want one of {', '.join(SHIFTS)}")
         if not 0.0 <= off_last <= 1.0:

@@ -66,8 +66,7 @@ class LinearProbe(Saved):
         if kind == "classes" and bool(few.any()):
             i = int(few.nonzero()[0])
             raise ValueError(f"class {names[i]!r} has {int(count[i])} of {len(z)} codes; want at least {FEWEST} of "
-                             "each "
-                             "class")
+                             "each class")
         if l2 is not None and l2 < 0:
             raise ValueError(f"l2={l2}; want 0 or more, or None")
         penalty = _cross_validated(x, labels, len(names)) if l2 is None else x.new_full((len(names),), l2)

@@ -41,8 +41,7 @@ def table_1(s: Subject, count: int, steps: int = 100, seed: int = 0, batch_size:
             progress: bool = False) -> dict[str, dict[str, Estimate]]:
     """{row: {"SSIM": …, distance.name: …, "MSE": …}} of the first `count` held-out images; means with 95 % intervals.
 
-    The random x_T of image i depends on `seed` and i alone.
-    """
+    The random x_T of image i depends on `seed` and i alone. """
     distance = shape_distance(s.net) if distance is None else distance
     columns = {"SSIM": metrics.ssim, distance.name: distance.function, "MSE": metrics.mse}
     table = compare(data.shipped_images(s.data, "test", s.shape[1]), count, s.some.device,

@@ -29,11 +29,10 @@ TITLES = {"PDAE": "A PDAE on {images}, {shape}, z_dim {z_dim}, with its frozen D
 IDLE = {"train.save_every", "train.log_every", "train.workers", "train.tensorboard"}  # settings that change no weight
 NOTES = {  # of single files, by the start of their SHA-256
     "3a9a9f67": "The DPM's run was stopped and resumed five times, partly as two processes, while a mistake in "
-                "resuming (mended since) "
-                "mixed up Adam's moments each time: the commands above give a model of this kind, not these bits.",
+                "resuming (mended since) mixed up Adam's moments each time: the commands above give a model of this "
+                "kind, not these bits.",
     "6b8f1a11": "The run was resumed with another number of steps in between, so that its learning rate fell from step "
-                "1,500 on, not from "
-                "1,200: the commands above give a model of this kind, not these bits.",
+                "1,500 on, not from 1,200: the commands above give a model of this kind, not these bits.",
 }
 
 
@@ -93,10 +92,8 @@ def card(o: dict, model) -> str:
     note = next((text for start, text in NOTES.items() if o["file"]["sha256"].startswith(start)), "")
     t, stem = meta.get("training", {}), f"{o['name']}_{o['kind']}"
     seen = [f"{o['type']}: {meta.get('images_seen', 0):,} images seen in {t.get('steps', 0):,} "
-            f"steps{hours(o, 'model')}; loss weight "
-            f"`{t.get('weight')}`, batch {t.get('batch_size')}, seed {t.get('seed')}, precision {t.get('precision')}, "
-            "torch "
-            f"{meta.get('torch')}."]
+            f"steps{hours(o, 'model')}; loss weight `{t.get('weight')}`, batch {t.get('batch_size')}, seed "
+            f"{t.get('seed')}, precision {t.get('precision')}, torch {meta.get('torch')}."]
     if "dpm_training" in meta:
         d = meta["dpm_training"]
         seen.insert(0, f"DPM: {d['images_seen']:,} images seen in {d['training']['steps']:,} steps{hours(o, 'dpm')}.")
@@ -140,34 +137,25 @@ def bullets(o: dict) -> str:
         lines.append(f"z improves the variational bound by {o['nats']['value']:.0f} nats an image "
                      f"({o['nats']['images']} images).")
         lines.append(f"Fill on {f['images']} *training* {one}s, mean over t = 100 … 900: "
-                     f"{f['on_training_images_100_900']:.3f} "
-                     f"(held out: {f['mean_100_900']:.3f}).")
+                     f"{f['on_training_images_100_900']:.3f} (held out: {f['mean_100_900']:.3f}).")
     lines.append(f"Reconstruction from z and random x_T ({r['steps']} steps): MSE on [0, 1] {shown(r['mse'], '.4f')}, "
-                 "SSIM "
-                 f"{shown(r['ssim'])}. With the inferred x_T ({i['steps']} steps, {i['images']} images): MSE "
-                 f"{shown(i['mse'], '.2e')}, "
-                 f"SSIM {shown(i['ssim'], '.4f')}.")
+                 f"SSIM {shown(r['ssim'])}. With the inferred x_T ({i['steps']} steps, {i['images']} images): MSE "
+                 f"{shown(i['mse'], '.2e')}, SSIM {shown(i['ssim'], '.4f')}.")
     lines.append(f"The nearest held-out {one} is the original: shape features {shown(nearest['shape'])}, pixels "
                  f"{shown(nearest['pixels'])}, class features {shown(nearest['class'])} (they are trained to forget "
-                 f"what tells two {one}s "
-                 "of one kind apart).")
+                 f"what tells two {one}s of one kind apart).")
     lines.append(f"Linear probes are fitted on the z of {p['train']:,} training {one}s, with L2 by five-fold "
-                 "cross-validation among these. "
-                 f"On the {p['test']:,} held-out ones their mean AUROC is {p['mean_auroc']:.3f} (principal components: "
-                 f"{p['mean_auroc_pca']:.3f}), their mean average precision {p['mean_average_precision']:.3f} "
-                 f"({p['mean_average_precision_pca']:.3f}). They ship as "
-                 f"`{o['name']}_{'' if o['kind'] == 'pdae' else o['kind'] + '_'}probe"
-                 ".safetensors`.")
+                 f"cross-validation among these. On the {p['test']:,} held-out ones their mean AUROC is "
+                 f"{p['mean_auroc']:.3f} (principal components: {p['mean_auroc_pca']:.3f}), their mean average "
+                 f"precision {p['mean_average_precision']:.3f} ({p['mean_average_precision_pca']:.3f}). They ship as "
+                 f"`{o['name']}_{'' if o['kind'] == 'pdae' else o['kind'] + '_'}probe.safetensors`.")
     if "samples" in o:
         s = o["samples"]
         lines.append(f"{s['count']:,} samples of the DPM ({s['sampler']}), in {s['space']}: precision "
-                     f"{shown(s['precision'])}, recall "
-                     f"{shown(s['recall'])}; as many training {one}s have {shown(s['precision_of_training_images'])} "
-                     "and "
-                     f"{shown(s['recall_of_training_images'])}.")
+                     f"{shown(s['precision'])}, recall {shown(s['recall'])}; as many training {one}s have "
+                     f"{shown(s['precision_of_training_images'])} and {shown(s['recall_of_training_images'])}.")
         lines.append(f"Kernel distance (KID) of the samples from {s['kid']['n'][1]:,} real {one}s: "
-                     f"{shown(s['kid'], '.4f')}; of training "
-                     f"{one}s {shown(s['kid_of_training_images'], '.4f')}.")
+                     f"{shown(s['kid'], '.4f')}; of training {one}s {shown(s['kid_of_training_images'], '.4f')}.")
         if "fid" in s:
             lines.append(f"Fréchet distance from the same: {shown(s['fid'], '.2f')}; of training {one}s "
                          f"{shown(s['fid_of_training_images'], '.2f')}.")
@@ -184,8 +172,7 @@ def attributes(p: dict) -> str:
     """A table of the attributes, worst first."""
     order = sorted(range(len(p["names"])), key=lambda i: p["auroc"][i])
     rows = "\n".join(f"| {p['names'][i]} | {p['auroc'][i]:.3f} | {p['auroc_pca'][i]:.3f} | "
-                     f"{p['average_precision'][i]:.3f} | "
-                     f"{p['accuracy'][i]:.3f} |" for i in order)
+                     f"{p['average_precision'][i]:.3f} | {p['accuracy'][i]:.3f} |" for i in order)
     return f"""
 Linear probes, the hardest attribute first:
 

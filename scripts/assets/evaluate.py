@@ -62,9 +62,8 @@ def main() -> int:
     parser.add_argument("--only", help="measure only these, by names separated by commas, and take the others from the "
                                        "JSON file")
     parser.add_argument("--counts", default="", metavar="NAME=N,…",
-                        help="measure on fewer images or in fewer steps, for example "
-                                                                         "cases=300,samples=500; the card tells the "
-                                                                         "counts")
+                        help="measure on fewer images or in fewer steps, for example cases=300,samples=500; the card "
+                                                                         "tells the counts")
     parser.add_argument("--quick", action="store_true", help="tiny counts, to see that all runs; wants --out")
     args = parser.parse_args()
     if args.quick and args.out == ASSETS:

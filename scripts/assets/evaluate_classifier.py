@@ -5,8 +5,7 @@
 
 At t = 0, 100, … 900: accuracy; cross-entropy in nats; and calibration, how sure it is beside how often it is right, and
 the expected calibration error over ten bins of confidence. Guidance by the true class fills a share of the gap, which
-is measured, too.
-"""
+is measured, too. """
 import argparse
 import json
 import platform
@@ -73,9 +72,9 @@ def command(model: NoisyClassifier) -> str:
 def card(o: dict) -> str:
     t, f, q, unet = o["training"]["training"], o["file"], o["held_out"], o["unet"]
     rows = "\n".join(f"| {r['t']} | {r['accuracy']['value']:.3f} [{r['accuracy']['low']:.3f}, "
-                     f"{r['accuracy']['high']:.3f}] | "
-                     f"{r['confidence']:.3f} | {r['calibration_error']:.3f} | {r['cross_entropy']['value']:.3f} "
-                     f"[{r['cross_entropy']['low']:.3f}, {r['cross_entropy']['high']:.3f}] | {fill} |"
+                     f"{r['accuracy']['high']:.3f}] | {r['confidence']:.3f} | {r['calibration_error']:.3f} | "
+                     f"{r['cross_entropy']['value']:.3f} [{r['cross_entropy']['low']:.3f}, "
+                     f"{r['cross_entropy']['high']:.3f}] | {fill} |"
                      for r, fill in zip(q, ["–", *(f"{v:.3f}" for v in o["filled"]["fill"])]))
     return f"""# digits_classifier
 

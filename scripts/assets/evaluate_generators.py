@@ -7,8 +7,7 @@
 
 Of all: kernel distance, precision and recall of its images against held-out ones, and whether they are copies. Of a
 latent DPM: its loss on training and held-out codes. Of models that are told the class: whether their digits are of it,
-and how much of the DPM's error the class removes at each t.
-"""
+and how much of the DPM's error the class removes at each t. """
 import argparse
 import json
 import platform
@@ -121,14 +120,13 @@ def card(o: dict) -> str:
     stem = f"{o['name']}_{o['kind']}"
     lines = [f"{i['count']:,} images in {i['steps']} DDIM steps, in {i['space']}; brackets: 95 % intervals.",
              f"Kernel distance (KID) from {i['kid']['n'][1]:,} real images: {shown(i['kid'], '.4f')}; of as many "
-             "training images "
-             f"{shown(i['kid_of_training_images'], '.4f')}."]
+             f"training images {shown(i['kid_of_training_images'], '.4f')}."]
     if "fid" in i:
         lines.append(f"Fréchet distance from the same: {shown(i['fid'], '.2f')}; of training images "
                      f"{shown(i['fid_of_training_images'], '.2f')}.")
     lines += [f"Precision {shown(i['precision'])}, recall {shown(i['recall'])} against as many held-out images; "
-              "training images have "
-              f"{shown(i['precision_of_training_images'])} and {shown(i['recall_of_training_images'])}.",
+              f"training images have {shown(i['precision_of_training_images'])} and "
+              f"{shown(i['recall_of_training_images'])}.",
               f"They are {shown(i['copies_ratio'])} times as far from the nearest training image as held-out images "
               "are."]
     if "of_the_class" in i:
@@ -137,16 +135,14 @@ def card(o: dict) -> str:
     if "codes" in o:
         c = o["codes"]
         lines.append(f"Mean absolute error of the noise, on normalised codes: {c['training']:.4f} for training images, "
-                     f"{c['held_out']:.4f} "
-                     f"for held-out ones ({c['draws']:,} draws).")
+                     f"{c['held_out']:.4f} for held-out ones ({c['draws']:,} draws).")
     rows = ""
     if "class" in o:
         share = o["class"]
         note = (" Its network is another one than the DPM's: a part of the difference is that."
                 if o["kind"] == "cond_dpm" else "")
         rows = (f"\nThe share of the error of the DPM in `digits_pdae` that is gone, on {share['images']} held-out "
-                f"images.{note}\n\n"
-                "| t | share |\n|---|---|\n"
+                f"images.{note}\n\n| t | share |\n|---|---|\n"
                 + "\n".join(f"| {a} | {b:.3f} |" for a, b in zip(share["t"], share["share"])) + "\n")
     seen = o["training"].get("images_seen", 0)
     return f"""# {stem}

@@ -8,8 +8,7 @@
 Larger images are shrunk to the network's size, so these measure models of 64×64, too; --size 64 makes a network that
 sees every pixel of them. A new peeps network needs new reference features: give the last command again. Batches,
 augmentation and dropout follow from the seed; bf16 rounds differently from CPU to CPU, so another machine gives a
-network as good, not the same bits.
-"""
+network as good, not the same bits. """
 import argparse
 import hashlib
 import io
@@ -75,8 +74,7 @@ def train(config: FeatureConfig, images: data.Images, steps: int, batch_size: in
 
     Digits learn their class, under light affine distortion. Faces, mirrored and shifted at random, learn their
     attributes and pose, and the thumbnail: it makes the features know the colours of ground and shirt, which no
-    attribute names.
-    """
+    attribute names. """
     torch.manual_seed(SEED)
     net, thumbnail = FeatureNet(config), nn.Linear(config.width, THUMBNAIL**2 * config.in_channels)
     net.to(memory_format=torch.channels_last)

@@ -117,8 +117,7 @@ def table_3() -> str:
     apart = [ours - theirs for ours, theirs in pairs]
     ahead, behind = (sum(d.excludes() and (d.value < 0) == lower for d in apart) for lower in (True, False))
     return (f"of {len(apart)} comparisons PDAE is ahead in {ahead}, Diff-AE in {behind}, and "
-            f"{len(apart) - ahead - behind} show no "
-            "difference beyond the interval")
+            f"{len(apart) - ahead - behind} show no difference beyond the interval")
 
 
 def critical_stage() -> str:
@@ -128,8 +127,8 @@ def critical_stage() -> str:
     whole = max(stages.items(), key=lambda kv: kv[0][1] - kv[0][0])[1]
     (start, stop), kept = min((kv for kv in stages.items() if kv[1] >= 0.9 * whole),
                               key=lambda kv: (kv[0][1] - kv[0][0], -kv[1]))
-    return (f"the shortest of {len(stages)} stages that keeps 90 % of the accuracy is t = {start}…{stop} "
-            f"({kept:.2f} of {whole:.2f})")
+    return (f"the shortest of {len(stages)} stages that keeps 90 % of the accuracy is t = {start}…{stop} ({kept:.2f} "
+            f"of {whole:.2f})")
 
 
 def table_1(name: str) -> tuple[str, str]:
@@ -158,8 +157,7 @@ def truncation() -> tuple[str, str]:
     inside = ends[0] < best < ends[1]
     kid = rows[best]["kid"]["value"], rows[ends[1]]["kid"]["value"]
     return (YES if inside else PARTLY), (f"KID is least at scale {best:g} ({kid[0]:.3f}; {kid[1]:.3f} at {ends[1]:g}); "
-                                         "precision rises, "
-                                        "recall falls")
+                                         "precision rises, recall falls")
 
 
 def efficiency() -> str:
@@ -168,8 +166,7 @@ def efficiency() -> str:
     loss = ", ".join(f"{v:.2f}" for v in summary["loss"])
     reached = sum(v is not None for v in summary["mse"])
     return (f"shares of Diff-AE's images until its final loss: {loss} (three seeds); until its reconstruction error: "
-            "reached in "
-            f"{reached} of {len(summary['mse'])}")
+            f"reached in {reached} of {len(summary['mse'])}")
 
 
 def fills(name: str) -> str:

@@ -7,8 +7,7 @@ AutoencoderKL whose latents are 4×8×8, a UNet2DModel of them, both left as a d
 `pipeline`; and, by the command line's own `--dpm hf:`, a PDAE on it, beside a PDAE on the DPM of pixels that ships.
 Measured on held-out images: the fill at equal steps of log-SNR; errors from z and the same random x_T; what the codec
 alone loses. Writes any_dpm.json and the weights of load("digits", "flow") and load("peeps", "latents") in
-pdae_lite/assets.
-"""
+pdae_lite/assets. """
 import argparse
 import json
 import platform

@@ -17,8 +17,7 @@ diffae:
 * `pixels`: the mean training image with the attribute less the mean one without, added with a factor;
 * `pca`: a probe on as many principal components as z has numbers, moved along its weights.
 
-Writes after every edit, and goes on where a run before was stopped.
-"""
+Writes after every edit, and goes on where a run before was stopped. """
 import argparse
 import json
 import platform

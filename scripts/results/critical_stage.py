@@ -7,8 +7,7 @@
 Each sample is drawn by 20 steps of DDIM, with classifier guidance inside the stage and by the DPM alone outside, always
 from the same x_T, and counts as a hit if a network that has nothing to do with the guiding one sees the class that was
 asked for. What stages have in common is walked once. Writes pdae_lite/assets/critical_stage.json after every 10
-samples, and goes on where a run before was stopped; sample i depends on the seed and on i alone.
-"""
+samples, and goes on where a run before was stopped; sample i depends on the seed and on i alone. """
 import argparse
 import json
 import platform
@@ -81,8 +80,7 @@ def load_models(device="cpu"):
 def described(o: dict, models, device: str) -> dict:
     """Where the figures come from."""
     return {"what": "digits: hits of classifier guidance in the stage t1 <= t < t2 alone, by DDIM, judged by "
-                    "digits_features; "
-                    "sample i asks for class i % 10, from x_T = counter_rng.normal(seed, 0, i)",
+                    "digits_features; sample i asks for class i % 10, from x_T = counter_rng.normal(seed, 0, i)",
             **o, "sha256_of_weights": {k: tensors_digest(m.state_dict()) for k, m in zip(MODELS, models)},
             "made_with": {"torch": torch.__version__, "python": platform.python_version(), "device": device}}
 

@@ -5,8 +5,7 @@ pdae_lite/assets/pixel_probe.json.
 
 A probe on z has 128 numbers to use; this one has all 3,072 of the image, and as many weights for each attribute.
 Cross-validation would take many times as long, so the penalty is the one of PENALTIES with the highest mean AUROC on
-the validation faces.
-"""
+the validation faces. """
 import argparse
 import json
 import platform

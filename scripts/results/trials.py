@@ -16,8 +16,7 @@ number of steps. Groups:
 
 Measured on held-out digits: E‖ε − ε̂‖² at each t, of the DPM and of the model; fill and nats from it (`losses`); the
 accuracy of a linear probe on z; and, for each step of training, the loss and the norm of the gradient before clipping.
-A trial is stored as soon as it is done, in pdae_lite/assets/trials.json.
-"""
+A trial is stored as soon as it is done, in pdae_lite/assets/trials.json. """
 import argparse
 import json
 import platform

@@ -11,8 +11,7 @@ for. Networks that sample compute in bfloat16; the record holds what that change
 error each shift removes at each t.
 
 Features of the samples go to --work, in blocks, so that a run that was stopped goes on, and a larger --count adds to a
-smaller one.
-"""
+smaller one. """
 import argparse
 import json
 import platform
@@ -89,8 +88,7 @@ def as_features(found: dict[str, Tensor]) -> Features:
 def figures(found: dict[str, Tensor], real: Features) -> dict:
     """The four curves' values, the share of the class asked for, and what was seen in each sample.
 
-    Recall depends on how many samples there are: it is that of the first as many as there are real images.
-    """
+    Recall depends on how many samples there are: it is that of the first as many as there are real images. """
     made, seen = as_features(found), found["logits"].argmax(1)
     return {"kid": metrics.kid(made, real).to_dict(),
             "class_score": metrics.class_score(found["logits"], made.space).to_dict(),
@@ -107,8 +105,7 @@ def shifts(models: dict, images: Tensor, labels: Tensor, ts=TS, seed: int = 0) -
     error_dpm: E‖ε − ε_θ‖² per pixel. For a shift δ, A = E⟨ε_θ − ε, δ⟩ and B = E‖δ‖²: at scale s the error falls by 2sA
     − s²B. Of G towards the true label ("pdae"); of the mean of G over labels, weighted by p(y | x_t) as the classifier
     has it ("mean"), which is 0 for a true gradient of log p(y | x_t); of G less that mean ("rest"); of the classifier's
-    gradient.
-    """
+    gradient. """
     pdae, classifier, schedule = models["class"], models["classifier"], models["class"].schedule
     names = [f"{k}_{m}" for k in "AB" for m in ("pdae", "mean", "rest", "classifier")]
     out = {"t": list(ts), "images": len(images)} | {name: [] for name in ("error_dpm", *names)}
@@ -159,8 +156,7 @@ def described(o: dict, models: dict) -> dict:
     nets = models | {"dpm": models["class"].dpm}
     digests = {k: tensors_digest(m.state_dict()) for k, m in nets.items()}
     return {"what": "digits by DDIM from a class-conditional G and from classifier guidance, at several scales, judged "
-                    "by digits_features; "
-                    "sample i asks for class i % 10, from x_T = counter_rng.normal(seed, 0, i)",
+                    "by digits_features; sample i asks for class i % 10, from x_T = counter_rng.normal(seed, 0, i)",
             **o, "sha256_of_weights": digests,
             "made_with": {"torch": torch.__version__, "python": platform.python_version(), "device": "cpu",
                           "precision": "bfloat16 (DPM, G), float32 (classifier, judge)",
