@@ -2,7 +2,7 @@
 
 Every check measures on images that the model has not seen and gives a finding: a verdict, a sentence with the numbers,
 and the cure if something looks wrong. The limits of the verdicts are rules of thumb; `checks` and `losses` do the
-measuring. """
+measuring."""
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field

@@ -2,7 +2,7 @@
 
 All take two float tensors [N, C, H, W] in [−1, 1] and give a value per pair, [N]: `metrics.mean(ssim(a, b))` is an
 `Estimate`, `metrics.mean(ssim(a, c) - ssim(b, c))` a paired difference. Values up to 0.1 outside [−1, 1] are clamped;
-others, NaN, other dtypes and unequal shapes raise a ValueError. """
+others, NaN, other dtypes and unequal shapes raise a ValueError."""
 from pathlib import Path
 
 import torch

@@ -1,7 +1,7 @@
 """Models measured: Tables 1 and 2 by the paper's protocol, and the reconstructions of any model.
 
 The protocol is the release's: its grid of t (`grid="paper"`), x̂_0 clamped in every step, inversion included, and its
-metrics. """
+metrics."""
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,12 +16,15 @@ from ..applications.latent import LatentDPM
 from ..autoencoder import Autoencoder
 from ..data.builtin import to_float
 from ..data.items import in_batches
+from ..diffae import DiffAE
 from ..metrics.features import FeatureNet, Features
 from ..metrics.intervals import Estimate, mean
 from ..pdae import PDAE
 from ..progress import progress_bar
 from .partial import Partial
 from .published import OFF_LAST, STEPS, TABLE_1_STEPS
+
+PAPER = {"grid": "paper", "clip": True}
 
 # ---- reconstructions ----------------------------------------------------------------------------------------------
 
@@ -118,28 +121,36 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reconstructions(pdae: PDAE, x_0: Tensor, x_T: Tensor, steps: int,
-                    long_inversion: int | None = None) -> dict[str, Tensor]:
-    """The rows of Table 1 that a PDAE and its DPM give: images [N, C, H, W] rebuilt from x_0; x_T is random noise."""
-    paper = {"grid": "paper", "clip": True}
-    inferred = sampling.invert(pdae.dpm, x_0, pdae.schedule, steps, **paper)
-    out = {"DDIM, inferred x_T": sampling.ddim(pdae.dpm, inferred, pdae.schedule, steps, **paper)}
-    out |= both_x_T(pdae, x_0, x_T, steps, "PDAE, ", **paper)
-    if long_inversion is not None:
-        z = pdae.encode(x_0)
-        long = pdae.invert(x_0, z, long_inversion, **paper)
-        out[f"PDAE, x_T inferred in {long_inversion} steps"] = pdae.decode(z, long, steps, **paper)
+def rebuilt(x_0: Tensor, x_T: Tensor, steps: int, pdae: PDAE | None = None, diffae: DiffAE | None = None,
+            **options) -> dict[str, Tensor]:
+    """The rows of Table 1 that models give: images [N, C, H, W] rebuilt from x_0; x_T is random noise, `options` those
+    of samplers. The plain DPM has no row with random x_T: it knows nothing of the image then."""
+    out = {}
+    if pdae is not None:
+        inferred = sampling.invert(pdae.dpm, x_0, pdae.schedule, steps, **options)
+        out["DDIM, inferred x_T"] = sampling.ddim(pdae.dpm, inferred, pdae.schedule, steps, **options)
+    for name, model in (("Diff-AE, ", diffae), ("PDAE, ", pdae)):
+        out |= both_x_T(model, x_0, x_T, steps, name, **options) if model is not None else {}
     return out
 
 
+@torch.no_grad()
 def table_1(pdae: PDAE, images, distance: Distance, steps: int = TABLE_1_STEPS, long_inversion: int | None = None,
             seed: int = 0, batch_size: int = 100, progress: bool = False) -> dict[str, dict[str, Estimate]]:
     """{row: {"SSIM": …, distance.name: …, "MSE": …}}, means over a data set of images, with 95 % intervals."""
     columns = {"SSIM": lambda a, b: ssim((a + 1) / 2, (b + 1) / 2), distance.name: distance.function,
                "MSE": lambda a, b: ((a - b) / 2).square().mean((1, 2, 3))}
-    return compare(images, len(images), pdae.device,
-                   lambda x_0, x_T: reconstructions(pdae, x_0, x_T, steps, long_inversion),
-                   columns, seed, batch_size, None, progress, f"Table 1, T = {steps}")
+
+    def rows(x_0: Tensor, x_T: Tensor) -> dict[str, Tensor]:
+        out = rebuilt(x_0, x_T, steps, pdae, **PAPER)
+        if long_inversion is not None:
+            z = pdae.encode(x_0)
+            out[f"PDAE, x_T inferred in {long_inversion} steps"] = pdae.decode(
+                z, pdae.invert(x_0, z, long_inversion, **PAPER), steps, **PAPER)
+        return out
+
+    return compare(images, len(images), pdae.device, rows, columns, seed, batch_size, None, progress,
+                   f"Table 1, T = {steps}")
 
 
 # ---- Table 2: unconditional samples -------------------------------------------------------------------------------

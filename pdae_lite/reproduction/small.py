@@ -1,11 +1,12 @@
 """The paper's tables in small, as records that grow: what is complete in one isn't measured again."""
 import torch
 
-from .. import metrics
+from .. import data, metrics
+from ..metrics.features import FeatureNet
 from ..progress import progress_bar
-from . import published, table_1, table_2, table_3
+from . import published, table_2, table_3
 from .partial import Kept
-from .protocol import lpips_distance
+from .protocol import Distance, compare, lpips_distance, rebuilt
 from .subject import Subject
 
 BLOCK = 250  # samples between two records of Table 2
@@ -19,21 +20,36 @@ TABLE_3 = ("few-shot conditional generation; lists are over draws of labels; 'ha
            "images accepted")
 
 
+def shape_distance(net: FeatureNet) -> Distance:
+    """Distance of two images in the shape features of a small network. Not LPIPS."""
+    return Distance(f"distance in {net.config.name} shape features",
+                    lambda a, b: (net.features(a, "shape") - net.features(b, "shape")).norm(dim=1))
+
+
+def latent_size(s: Subject, row: str) -> int:
+    """Numbers that a row of Table 1 rebuilds an image from."""
+    c, h, w = s.shape
+    return ("inferred" in row) * c * h * w + (0 if row.startswith("DDIM") else s.some.z_dim)
+
+
 def reconstruction(kept: Kept, s: Subject, steps: list[int], count: int = 50, seed: int = 0, batch_size: int = 50,
                    lpips: bool = False) -> dict:
     """Table 1, of `count` images, for each number of steps."""
     kept.settings |= {"steps": steps, "images": count, "lpips": lpips}
     if (before := kept.before()) is not None:
         return before
-    distance, tables = lpips_distance() if lpips else table_1.shape_distance(s.net), {}
+    distance, tables = lpips_distance() if lpips else shape_distance(s.net), {}
+    images = data.shipped_images(s.data, "test", s.shape[1])
+    columns = {"SSIM": metrics.ssim, distance.name: distance.function, "MSE": metrics.mse}
     for T in steps:
         partial = kept.partial(T=T)
-        rows = table_1.table_1(s, count, T, seed, batch_size, distance, partial, True)
+        rows = compare(images, count, s.some.device, lambda x_0, x_T: rebuilt(x_0, x_T, T, s.pdae, s.diffae), columns,
+                       seed, batch_size, partial, True, f"Table 1, T = {T}")
         partial.done()
         tables[str(T)] = {
-            row: {"latent": table_1.latent_size(s, row)} | {k: table_2.numbers(e) for k, e in columns.items()}
+            row: {"latent": latent_size(s, row)} | {k: table_2.numbers(e) for k, e in rows[row].items()}
             | {"first": [float(f"{v:.6g}") for v in partial.tensors[f"{row}|MSE"][:FIRST]]}
-            for row, columns in rows.items()}
+            for row in published.TABLE_1 if row in rows}  # files of tensors keep no order
     return kept.write(kept.record(TABLE_1, metric=distance.name, is_lpips=lpips, measured=tables,
                                   paper=published.table_1_by_metric()))
 

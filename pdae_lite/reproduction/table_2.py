@@ -2,7 +2,7 @@
 
 All methods begin with the same x_T, and the latent DPMs with the same z_T, so samples come in pairs and differences of
 distances have narrow intervals (`metrics.kid_difference`). Costs are counted in FLOP: an evaluation with the estimator
-costs more than one without. """
+costs more than one without."""
 from dataclasses import asdict, dataclass, replace
 
 import torch

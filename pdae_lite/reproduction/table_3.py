@@ -6,7 +6,7 @@ For each attribute and its absence, over several draws of labels: a classifier o
 images of that class: KID, FID's formula, the share in which the feature network sees the class, and the share accepted.
 Beside it: more and fewer labels, the same classifiers on codes of real held-out images, other thresholds, other rules;
 the pool without selection; real images of the class, of all classes, and the labelled ones themselves. After the pool
-is drawn, nothing is decoded any more. """
+is drawn, nothing is decoded any more."""
 import functools
 
 import torch

@@ -14,7 +14,7 @@ import json
 import platform
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -59,20 +59,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ASSETS, help="where to write (default: beside the shipped models)")
     parser.add_argument("--history", type=Path, help="history.json of the run that made the model")
     parser.add_argument("--dpm-history", type=Path, help="history.json of the run that made its DPM")
-    parser.add_argument("--only", help="measure only these, by names separated by commas, and take the others from the "
-                                       "JSON file")
-    parser.add_argument("--counts", default="", metavar="NAME=N,…",
-                        help="measure on fewer images or in fewer steps, for example cases=300,samples=500; the card "
-                                                                         "tells the counts")
     parser.add_argument("--quick", action="store_true", help="tiny counts, to see that all runs; wants --out")
     args = parser.parse_args()
     if args.quick and args.out == ASSETS:
         parser.error("--quick measures nothing worth shipping; give --out DIR")
     stem = f"{args.name}_{args.kind}"
     path = args.file or shipped_file(args.name, args.kind)
-    counts = replace(QUICK if args.quick else Counts(),
-                     **{k: int(v) for k, v in (c.split("=") for c in args.counts.split(",") if c)})
-    s = Subject.open(args.name, args.kind, path, counts)
+    s = Subject.open(args.name, args.kind, path, QUICK if args.quick else Counts())
     if s.net is None:
         parser.error(f"the network of features of {args.name} is missing; make it by scripts/assets/make_features.py "
                      f"{args.name}")
@@ -81,26 +74,17 @@ def main() -> int:
     before = json.loads(target.read_text()) if target.is_file() else {}
     if before.get("file") == out["file"]:
         out["histories"] = before.get("histories", {})
-        if args.only and before.get("made_with", {}).get("counts") == asdict(s.counts):
-            out = {k: before[k] for k in todo if k in before} | out
-    chosen = list(todo) if args.only is None else args.only.split(",")
-    if set(chosen) - set(todo):
-        parser.error(f"--only {args.only}; want some of {','.join(todo)}")
     for key, history in (("model", args.history), ("dpm", args.dpm_history)):
         if history is not None:
             out.setdefault("histories", {})[key] = thinned(history)
     start = time.time()
-    for name in chosen:
+    for name in todo:
         out[name] = todo[name](s)
         if name == "probe":
             out[name], fitted = out[name]
             file = args.out / f"{args.name}_{'' if args.kind == 'pdae' else args.kind + '_'}probe{PACKED}"
             fitted.save(file, {"data": args.name, "codes": out["file"], "train": out[name]["train"]})
         print(f"{name}, {time.time() - start:.0f} s: {brief(out[name])}", flush=True)
-    missing = set(todo) - set(out)
-    if missing:
-        parser.error(f"{target.name} lacks {', '.join(sorted(missing))} for this file; measure everything, without "
-                     "--only")
     out["made_with"] = {"torch": torch.__version__, "python": platform.python_version(), "device": str(s.model.device),
                         "counts": asdict(s.counts)}
     out["criteria"] = [asdict(c) for c in criteria(out)]

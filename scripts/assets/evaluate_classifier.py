@@ -5,7 +5,7 @@
 
 At t = 0, 100, … 900: accuracy; cross-entropy in nats; and calibration, how sure it is beside how often it is right, and
 the expected calibration error over ten bins of confidence. Guidance by the true class fills a share of the gap, which
-is measured, too. """
+is measured, too."""
 import argparse
 import json
 import platform

@@ -7,7 +7,7 @@
 
 Of all: kernel distance, precision and recall of its images against held-out ones, and whether they are copies. Of a
 latent DPM: its loss on training and held-out codes. Of models that are told the class: whether their digits are of it,
-and how much of the DPM's error the class removes at each t. """
+and how much of the DPM's error the class removes at each t."""
 import argparse
 import json
 import platform

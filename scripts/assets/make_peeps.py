@@ -10,7 +10,7 @@ These packages are needed here only, not by the library. The art is Open Peeps b
 Every choice comes from numpy's generator seeded by (SEED, stream, number of the face), and goes to DiceBear as the only
 allowed value, so its own random numbers decide nothing; labels are read from the options that it reports back. The same
 package versions give the same bytes. Faces of the splits, of the fresh ones and of any two numbers are drawn
-independently; pose is continuous, so no two agree (the script checks that no image is there twice). """
+independently; pose is continuous, so no two agree (the script checks that no image is there twice)."""
 import argparse
 import hashlib
 import io

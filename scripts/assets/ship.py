@@ -4,7 +4,7 @@
     python scripts/assets/ship.py runs/class/model.safetensors digits_class --shipped-dpm digits --int8
 
 With --dpm, the record of how the frozen DPM was trained is copied into the file's metadata. Paths of this machine are
-left out. """
+left out."""
 import argparse
 
 import torch

@@ -4,7 +4,7 @@
 
 Nobody chose the faces: they are the first four of the test set that lack the attribute and have a true counterfactual.
 Every frame is one scale of the edit (Fig. 8 of the paper), along the difference of means of chapter 10, decoded from
-the noise that was inferred with the unedited code. """
+the noise that was inferred with the unedited code."""
 import functools
 from pathlib import Path
 

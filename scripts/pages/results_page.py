@@ -3,7 +3,7 @@ is typed by hand.
 
     python scripts/pages/results_page.py            # a test tells when it has to be run again
 
-A record that is new in pdae_lite/assets gets its entry by itself. What a record doesn't say is left out here. """
+A record that is new in pdae_lite/assets gets its entry by itself. What a record doesn't say is left out here."""
 import json
 import re
 from pathlib import Path

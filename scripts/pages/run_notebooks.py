@@ -9,7 +9,7 @@ whose results haven't changed gives an empty diff. A notebook that fails is not 
 
 How long each took (with one thread: of the processor's time, so that other programs don't count), and on what, goes
 into notebooks/timings.json, from which book/timings.md is made (timings_page.py). An entry is replaced only where the
-time differs by more than a third, so that it too stays as it is from run to run. """
+time differs by more than a third, so that it too stays as it is from run to run."""
 import argparse
 import base64
 import io

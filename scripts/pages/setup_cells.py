@@ -4,7 +4,7 @@ where there is none.
     python scripts/pages/setup_cells.py            # a test tells when it has to be run again
 
 Anywhere but on Colab the cell does nothing, and the book doesn't show it. The numbers of the other cells move on by
-one. """
+one."""
 import os
 import sys
 from pathlib import Path

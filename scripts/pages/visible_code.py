@@ -1,13 +1,10 @@
 """What a reader of each chapter sees: lines of code and what they are for, printed decimals, words.
 
-    python scripts/pages/visible_code.py                 # the notebooks of this tree
-    python scripts/pages/visible_code.py --commit 69e7153  # those of a commit
+    python scripts/pages/visible_code.py
 """
-import argparse
 import ast
 import html
 import re
-import subprocess
 from pathlib import Path
 
 import nbformat
@@ -121,18 +118,6 @@ def measure(notebook) -> dict:
     return {"lines": total, "visible": visible, "showing": showing, "decimals": printed, "words": words}
 
 
-def read(commit: str | None) -> dict:
-    """Name → notebook."""
-    if commit is None:
-        return {p.stem: nbformat.read(p, as_version=4) for p in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-
-    def run(*command: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout
-
-    names = [n for n in run("ls-tree", "--name-only", commit, "notebooks/").split() if n.endswith(".ipynb")]
-    return {Path(n).stem: nbformat.reads(run("show", f"{commit}:{n}"), as_version=4) for n in names}
-
-
 def report(notebooks: dict) -> str:
     rows = [f"{'chapter':24s}{'code':>6s}{'visible':>9s}{'':>6s}{'of these plot/print/assert':>28s}"
             f"{'decimals':>10s}{'words':>7s}"]
@@ -147,6 +132,4 @@ def report(notebooks: dict) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="What a reader of each chapter sees.")
-    parser.add_argument("--commit", help="read the notebooks of this commit (default: of this tree)")
-    print(report(read(parser.parse_args().commit)))
+    print(report({p.stem: nbformat.read(p, as_version=4) for p in sorted((ROOT / "notebooks").glob("*.ipynb"))}))

@@ -80,7 +80,7 @@ def inception(tmp_path):
 def test_reconstructions_are_the_release_s(pdae, expected):
     """Whole runs agree with the fixture as far as float32 lets them: see test_interop."""
     one = {k: v[:1] for k, v in expected.items()}
-    rows = protocol.reconstructions(pdae, one["x_0"], one["x_T"], 10)
+    rows = protocol.rebuilt(one["x_0"], one["x_T"], 10, pdae, **protocol.PAPER)
     difference = (rows["PDAE, random x_T"] - one["ddim10_sample"]).abs()
     assert float((difference <= 1e-4).float().mean()) >= 0.999 and float(difference.max()) <= 1e-3
     inferred = pdae.decode(one["z"], one["ddim10_encode"], 10, grid="paper")

@@ -9,7 +9,7 @@ from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, co
 from pdae_lite.applications.latent import LatentConfig, LatentDPM
 from pdae_lite.commands import main
 from pdae_lite.networks.encoder import EncoderConfig
-from pdae_lite.reproduction import table_1, table_3
+from pdae_lite.reproduction import small, table_3
 from pdae_lite.reproduction import table_2 as better
 from pdae_lite.reproduction.partial import Partial
 from pdae_lite.reproduction.subject import Subject
@@ -141,7 +141,7 @@ def test_table_1_of_a_file(files, subject, tmp_path, capsys, monkeypatch):
     assert (record["seed"] == 0 and len(record["sha256_of_weights"]["pdae"]) == 64 and record["device"]
             and record["date"])
     assert not (tmp_path / "t.json.part").exists()
-    monkeypatch.setattr(table_1, "table_1", None)  # a record that is complete isn't measured again
+    monkeypatch.setattr(small, "compare", None)  # a record that is complete isn't measured again
     assert run(*arguments) == 0 and capsys.readouterr().out == out
     assert run(*arguments, "--seed", 1) == 2
     assert "holds figures of other settings or models (seed); remove it" in capsys.readouterr().err

@@ -6,8 +6,8 @@ import torch
 
 from pdae_lite import counter_rng, data, metrics
 from pdae_lite.commands import tables
-from pdae_lite.reproduction import table_1
 from pdae_lite.reproduction import table_2 as better
+from pdae_lite.reproduction.subject import Subject
 
 SETS = ("digits", "peeps")
 
@@ -17,7 +17,7 @@ def stored(table, name):
 
 
 def same_models(record, name):
-    s = table_1.Subject.open(name)
+    s = Subject.open(name)
     assert record["sha256_of_weights"] == s.digests()
     return s
 
