@@ -52,7 +52,7 @@ def z_sensitivity(model: Autoencoder, x_0: Tensor, ts, seed: int = 0) -> dict[st
         seed: of the noise, as in `losses.noise_error`.
 
     Returns, at each t: "error", E‖ε − ε̂(z)‖² per pixel; "swapped", the same with the other's z; "change", E‖ε̂(z) −
-    ε̂(z')‖²; all [len(ts)]. A model that ignores z has change 0; one whose z says nothing true has swapped = error. """
+    ε̂(z')‖²; all [len(ts)]. A model that ignores z has change 0; one whose z says nothing true has swapped = error."""
     if len(x_0) < 2:
         raise ValueError("x_0 holds 1 image; want at least 2, to swap their codes")
     z, index = model.encode(x_0), torch.arange(len(x_0), device=x_0.device)
@@ -71,7 +71,7 @@ def noise_statistics(x_T: Tensor) -> dict[str, float]:
 
     "mean", "std"; "pixel_means", √N times the RMS over pixels of the mean over images; "neighbours", the correlation of
     adjacent pixels; "kurtosis", in excess of a Gaussian's; "brightness", √(CHW) times the standard deviation of images'
-    means. """
+    means."""
     x = x_T.detach().double().cpu()
     mean, std = x.mean(), x.std()
     c = (x - mean) / std.clamp(min=1e-12)
@@ -88,7 +88,7 @@ def noisy_invert(model: Autoencoder, x_0: Tensor, z: Tensor, grid: list[int],
     """x_T of images to which the noise of t = grid[0] was added, inverted from there.
 
     A flat patch of a clean image holds no noise and inverts to about 0 whatever the model is, for the ODE only scales
-    it. From images with some noise, a perfect model gives perfectly Gaussian x_T. """
+    it. From images with some noise, a perfect model gives perfectly Gaussian x_T."""
     t = torch.full((len(x_0),), grid[0], dtype=torch.int64, device=x_0.device)
     x = model.schedule.add_noise(x_0, t, torch.randn(x_0.shape, generator=generator).to(x_0))
     denoiser = model.denoiser(z)
@@ -142,7 +142,7 @@ def copying(generated: Features, train: Features, held_out: Features) -> Estimat
     measured against. 1: no; towards 0: copies.
 
     Unlike `metrics.memorisation` it isn't fooled by blur, which brings an image nearer to all others; but it wants more
-    images. """
+    images."""
     half = len(held_out) // 2
     ratios = [nearest_distance(x, train) / nearest_distance(x, held_out[half:]).clamp(min=1e-12)
               for x in (generated, held_out[:half])]

@@ -235,7 +235,7 @@ def table_2(pdae: PDAE, latent: LatentDPM, space: FeatureSpace, real: metrics.St
             progress: bool = False) -> dict[str, dict[int, Estimate]]:
     """{"DDIM": {T: distance}, "PDAE": {T: distance}}: Fréchet distances of `count` samples to the real images.
 
-    Both rows and all T start from the same noise. As in the release the latent DPM takes T steps too. """
+    Both rows and all T start from the same noise. As in the release the latent DPM takes T steps too."""
     shape = (pdae.network.config.in_channels, *[pdae.network.config.image_size] * 2)
     out: dict[str, dict[int, Estimate]] = {"DDIM": {}, "PDAE": {}}
     for T in steps:

@@ -74,7 +74,7 @@ def train(config: FeatureConfig, images: data.Images, steps: int, batch_size: in
 
     Digits learn their class, under light affine distortion. Faces, mirrored and shifted at random, learn their
     attributes and pose, and the thumbnail: it makes the features know the colours of ground and shirt, which no
-    attribute names. """
+    attribute names."""
     torch.manual_seed(SEED)
     net, thumbnail = FeatureNet(config), nn.Linear(config.width, THUMBNAIL**2 * config.in_channels)
     net.to(memory_format=torch.channels_last)

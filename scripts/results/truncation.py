@@ -88,7 +88,7 @@ def as_features(found: dict[str, Tensor]) -> Features:
 def figures(found: dict[str, Tensor], real: Features) -> dict:
     """The four curves' values, the share of the class asked for, and what was seen in each sample.
 
-    Recall depends on how many samples there are: it is that of the first as many as there are real images. """
+    Recall depends on how many samples there are: it is that of the first as many as there are real images."""
     made, seen = as_features(found), found["logits"].argmax(1)
     return {"kid": metrics.kid(made, real).to_dict(),
             "class_score": metrics.class_score(found["logits"], made.space).to_dict(),
@@ -105,7 +105,7 @@ def shifts(models: dict, images: Tensor, labels: Tensor, ts=TS, seed: int = 0) -
     error_dpm: E‖ε − ε_θ‖² per pixel. For a shift δ, A = E⟨ε_θ − ε, δ⟩ and B = E‖δ‖²: at scale s the error falls by 2sA
     − s²B. Of G towards the true label ("pdae"); of the mean of G over labels, weighted by p(y | x_t) as the classifier
     has it ("mean"), which is 0 for a true gradient of log p(y | x_t); of G less that mean ("rest"); of the classifier's
-    gradient. """
+    gradient."""
     pdae, classifier, schedule = models["class"], models["classifier"], models["class"].schedule
     names = [f"{k}_{m}" for k in "AB" for m in ("pdae", "mean", "rest", "classifier")]
     out = {"t": list(ts), "images": len(images)} | {name: [] for name in ("error_dpm", *names)}
