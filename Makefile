@@ -70,6 +70,9 @@ endef
 
 weights: $(READY)
 	$(call both,digits)
+	$(BIN)/python scripts/results/along.py --work $(dir $(call made,digits,difference))
+	$(call ship,digits,difference) --shipped-dpm digits --int8
+	$(call card,digits,difference)
 	$(call model,digits,classifier,train --method classifier --set unet.base_channels=32 --set train.steps=1200 --set train.lr=2e-3 --set train.warmup=100 --set train.decay=0.8 --set train.weight_decay=0.01)
 	$(call ship,digits,classifier)
 	$(BIN)/python scripts/assets/evaluate_classifier.py
@@ -95,7 +98,7 @@ results: $(READY)
 	$(BIN)/python scripts/results/truncation.py --file $(RUNS)/digits-class-500/model.safetensors --count 1000 --guided 0 --checked 0 \
 		--work $(RUNS)/truncation_short --out $(MEASURED)/truncation_short.json
 	$(BIN)/python scripts/results/pixel_probe.py
-	$(BIN)/python scripts/results/along.py --work $(RUNS)/along
+	$(BIN)/python scripts/results/contest.py --out $(RUNS)/contest
 	$(BIN)/python scripts/results/any_dpm.py --runs $(RUNS)/any_dpm
 	$(BIN)/pdae evaluate --table 1 --model digits --count 100 --batch-size 20 --json $(MEASURED)/table_1_digits.json
 	$(BIN)/pdae evaluate --table 1 --model peeps --count 100 --batch-size 20 --json $(MEASURED)/table_1_peeps.json

@@ -116,8 +116,17 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.reshape(n, 3, self.num_heads, d, -1).transpose(-1, -2).contiguous().unbind(1)
         else:
             q, k, v = qkv.reshape(n, self.num_heads, 3, d, -1).transpose(-1, -2).contiguous().unbind(2)
-        a = F.scaled_dot_product_attention(q, k, v)  # [N, heads, L, d]
+        a = attend(q, k, v)  # [N, heads, L, d]
         return (x + self.proj_out(a.transpose(-1, -2).reshape(n, c, -1))).reshape(n, c, *spatial)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d) v. In bf16 the CPU kernel's backward pass takes two to four times as long as plain products as
+    long as the map of attention is small, so short sequences (L ≤ 256) are written out there."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= 256:
+        with torch.autocast("cpu", enabled=False):
+            return torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Downsample(nn.Module):

@@ -88,6 +88,9 @@ def card(o: dict, model) -> str:
     """The card as Markdown; every number comes from `o`."""
     w, meta, one = WHAT[o["name"]], o["training"], WHAT[o["name"]]["one"]
     title = TITLES[o["type"]].format(images=w["images"], shape="×".join(map(str, o["images"])), z_dim=o["z_dim"])
+    if borrowed(model):
+        where = f"on the frozen DPM of `{borrowed(model)}_pdae`, to which it refers"
+        title = title.replace("with its frozen DPM inside", where)
     params = ", ".join(f"{k} {v:,}" for k, v in o["parameters"].items())
     note = next((text for start, text in NOTES.items() if o["file"]["sha256"].startswith(start)), "")
     t, stem = meta.get("training", {}), f"{o['name']}_{o['kind']}"
@@ -100,7 +103,7 @@ def card(o: dict, model) -> str:
     return f"""# {stem}
 
 {title}.
-Parameters: {params}; stored as float16, {o['file']['bytes'] / 1e6:.1f} MB.
+Parameters: {params}; stored as {o.get('stored_as', 'float16')}, {o['file']['bytes'] / 1e6:.1f} MB.
 
 ![{alt(o)}]({stem}.png)
 
@@ -224,17 +227,27 @@ def commands(o: dict, model) -> str:
     """The commands that make such a model, with every setting in which it differs from its preset."""
     meta, name, kind = o["training"], o["name"], o["kind"]
     lines, runs = [], f"runs/{kind}"
-    if o["type"] == "PDAE":
+    shipped = borrowed(model)
+    if shipped:
+        lines.append(f"pdae train --dpm {shipped} --data {name}{changes('pdae', meta, model)} --out {runs}")
+    elif o["type"] == "PDAE":
         lines.append(f"pdae pretrain --data {name}{changes('pretrain', meta.get('dpm_training', {}), model)} --out "
                      "runs/dpm")
         lines.append(f"pdae train --dpm runs/dpm/model.safetensors --data {name}{changes('pdae', meta, model)} --out "
                      f"{runs}")
     else:
         lines.append(f"pdae train --method diffae --data {name}{changes('diffae', meta, model)} --out {runs}")
-    dpm = " --dpm runs/dpm/model.safetensors" if o["type"] == "PDAE" else ""
+    dpm = f" --shipped-dpm {shipped}" if shipped else " --dpm runs/dpm/model.safetensors" if o["type"] == "PDAE" else ""
+    dpm += " --int8" if o.get("stored_as") == "int8" else ""
     lines.append(f"python scripts/assets/ship.py {runs}/model.safetensors {name}_{kind}{dpm}")
     lines.append(f"python scripts/assets/evaluate.py {name}{'' if kind == 'pdae' else ' ' + kind}")
     return "\n".join(lines)
+
+
+def borrowed(model) -> str:
+    """The shipped model whose DPM this one refers to, or nothing."""
+    source = getattr(getattr(model, "dpm", None), "source", None)
+    return source.name if source is not None and source.place == "shipped" and source.by_reference else ""
 
 
 def changes(stage: str, meta: dict, model) -> str:

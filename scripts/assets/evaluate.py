@@ -17,6 +17,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from cards import card, criteria, draw, file_facts
 from measurements import QUICK, Counts, Subject, measured, pictures
@@ -24,7 +25,7 @@ from measurements import QUICK, Counts, Subject, measured, pictures
 from pdae_lite.checkpoint import shipped_file, write_text
 from pdae_lite.data import ASSETS
 from pdae_lite.pdae import PDAE
-from pdae_lite.storage import PACKED
+from pdae_lite.storage import PACKED, contents
 
 
 def described(s: Subject) -> dict:
@@ -34,9 +35,18 @@ def described(s: Subject) -> dict:
     return {"name": s.name, "kind": s.kind, "type": type(s.model).__name__, "z_dim": s.model.z_dim,
             "images": [config.in_channels, config.image_size, config.image_size], "train_images": len(s.train),
             "test_images": len(s.test),
-            "file": file_facts(s.path),
+            "file": file_facts(s.path), "stored_as": stored_as(s.path),
             "parameters": {k: sum(p.numel() for p in getattr(s.model, k).parameters()) for k in parts},
             "training": s.model.metadata}
+
+
+def stored_as(path: Path) -> str:
+    """float16 or int8: what most of a file's numbers are."""
+    sizes: dict[str, int] = {}
+    for tensor in safetensors.torch.load(bytes(contents(path))).values():
+        name = str(tensor.dtype).removeprefix("torch.")
+        sizes[name] = sizes.get(name, 0) + tensor.numel()
+    return max(sizes, key=lambda name: sizes[name])
 
 
 def thinned(path: Path, points: int = 80) -> dict:

@@ -232,7 +232,7 @@ MEASUREMENTS = {"fill": fill, "nats": nats, "probe": probe, "feature_space": fea
 
 def measured(s: Subject) -> dict:
     """The measurements that such a model allows, by name."""
-    without = {"samples"} if not isinstance(s.model, PDAE) else set()
+    without = {"samples"} if s.kind != "pdae" else set()  # of the DPM, which ships with that kind
     if s.dpm is None:  # nothing to compare the errors with
         without |= {"fill", "nats"}
     return {k: f for k, f in MEASUREMENTS.items() if k not in without}

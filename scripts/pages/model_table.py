@@ -13,8 +13,10 @@ from pdae_lite.data import ASSETS
 ROOT = Path(__file__).resolve().parents[2]
 
 START, END = "<!-- models: scripts/pages/model_table.py writes this -->", "<!-- end of models -->"
-ORDER = ("pdae", "diffae", "latent", "diffae_latent", "classifier", "class", "cond_dpm", "features")
-WHAT = {"pdae": "PDAE, {shape}, z_dim {z_dim}; kind `\"dpm\"` is its DPM", "diffae": "Diff-AE, {shape}, z_dim {z_dim}",
+ORDER = ("pdae", "difference", "diffae", "latent", "diffae_latent", "classifier", "class", "cond_dpm", "features")
+WHAT = {"pdae": "PDAE in the paper's form, {shape}, z_dim {z_dim}; kind `\"dpm\"` is its DPM",
+        "difference": "PDAE in the difference form on the same DPM, {shape}, z_dim {z_dim}",
+        "diffae": "Diff-AE, {shape}, z_dim {z_dim}",
         "latent": "latent DPM of the PDAE", "diffae_latent": "latent DPM of the Diff-AE",
         "classifier": "classifier of noisy images", "class": "class-conditional G on the DPM",
         "cond_dpm": "DPM that is told the class", "features": "feature space of the metrics"}
@@ -36,7 +38,7 @@ def seen(o: dict, kind: str) -> str:
 
 
 def quality(o: dict, kind: str) -> str:
-    if kind in ("pdae", "diffae"):
+    if kind in ("pdae", "difference", "diffae"):
         p, r, again = o["probe"], o["random_x_T"], value(o["random_x_T"]["nearest_is_original"]["shape"])
         measure = f"{'accuracy' if p['measure'] == 'accuracy' else 'AUROC'} {p['mean_' + p['measure']]:.3f}"
         fill = f"fill {o['fill']['mean_300_600']:.2f} (t = 300…600), " if "fill" in o else ""

@@ -1,8 +1,11 @@
-"""What a PDAE draws along a long training: the same held-out digits from their codes, again and again, and the fill and
-the error at each of those moments: pdae_lite/assets/along.json (chapter 5).
+"""The PDAE of digits in the difference form that ships, trained, and what it draws along the way: the same held-out
+digits from their codes, again and again, and the fill and the error at each of those moments.
 
-    python scripts/results/along.py            # 25,600 images, about five minutes of one CPU core; a run that was
-    stopped goes on
+Writes pdae_lite/assets/along.json (chapter 5).
+
+    python scripts/results/along.py            # 45 minutes of one CPU core; a run that was stopped goes on
+
+The run is that of `pdae train --dpm digits --data digits`, bit for bit: looking changes nothing.
 """
 import argparse
 import base64
@@ -14,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-import pdae_lite
 from pdae_lite import counter_rng, data, losses, metrics
 from pdae_lite.checkpoint import tensors_digest, write_text
+from pdae_lite.interop.references import load_dpm
 from pdae_lite.presets import PRESETS
 from pdae_lite.training import train
 
@@ -42,26 +45,24 @@ def look(model) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=25_600,
-                        help="images of the run, a multiple of 1,024 (default: %(default)s)")
-    parser.add_argument("--work", type=Path, default=Path("runs/along"),
+    parser.add_argument("--dpm", default="digits", help="the DPM: a file, or a shipped model (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=PRESETS["digits"].train.steps,
+                        help="of the run (default: the preset's, %(default)s)")
+    parser.add_argument("--work", type=Path, default=Path("runs/digits-pdae"),
                         help="folder of the run (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=data.ASSETS / "along.json")
     args = parser.parse_args()
-    if args.out.is_file():
-        print(f"{args.out} is there; remove it to train anew")
-        return 0
-    start, batch = time.process_time(), 64
-    torch.manual_seed(0)
-    model = PRESETS["digits"].pdae(pdae_lite.load("digits", "dpm"))
-    points = [{"images": 0, **look(model)}]
-    wanted = {args.images // batch // 2**k for k in range(5)}  # steps: the last, half of it, a quarter, …
-    options = {"steps": args.images // batch, "batch_size": batch, "precision": "no", "log_every": min(wanted),
-               "seed": 0}
-    result = train(model, data.digits(), PRESETS["digits"].train, out=args.work, progress=False,
+    preset, start = PRESETS["digits"], time.process_time()
+    torch.manual_seed(preset.train.seed)
+    model = preset.pdae(load_dpm(args.dpm)[0])
+    first = {"images": 0, **look(model)}
+    wanted = {step for step in (25 * 2**k for k in range(12)) if step < 0.75 * args.steps} | {args.steps}
+    options = {"steps": args.steps, "log_every": 25}
+    result = train(model, data.digits(), preset.train, out=args.work, progress=False,
+                   metadata={"data": "digits", "preset": "digits", "dpm": args.dpm},
                    callback=lambda step, m: look(m) if step in wanted else None, **options)
-    points += [{k: e[k] for k in ("images", "fill_300_600", "mse", "drawn")} for e in result.history if "drawn" in e]
-    record = {"what": "a PDAE of digits in the difference form, looked at along its training",
+    points = [first] + [{k: e[k] for k in first} for e in result.history if "drawn" in e]
+    record = {"what": "the PDAE of digits that ships, looked at along its training",
               "command": "python scripts/results/along.py",
               "form": model.form, "options": options, "shape": [SHOWN, 1, 32, 32], "measured": MEASURED,
               "points": points, "sha256_of_dpm": tensors_digest(model.dpm.state_dict()), "torch": torch.__version__,

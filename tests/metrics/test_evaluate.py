@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import cards
+import contest
 import evaluate
 import evaluate_generators
 import measurements
@@ -13,6 +14,7 @@ import torch
 import training_efficiency
 from PIL import Image
 
+import pdae_lite
 from pdae_lite import data
 from pdae_lite.applications.attributes import LinearProbe
 from pdae_lite.applications.latent import LatentStats
@@ -200,6 +202,29 @@ def test_the_record_of_training_efficiency_is_of_one_piece():
     runs = [{"method": "pdae", "seed": 0, "points": [p | {"mse": 1.0} for p in at]},
             {"method": "diffae", "seed": 0, "points": [p | {"loss": p["loss"] + 1, "mse": 2.0} for p in at]}]
     assert training_efficiency.summary(runs) == {"loss": [0.5], "mse": [0.0]}
+
+
+def test_the_contest_counts_images_until_a_target():
+    at = [{"images": 0, "loss": 4.0, "fill": -1.0}, {"images": 100, "loss": 2.0, "fill": 0.0},
+          {"images": 200, "loss": 1.0, "fill": 0.5}]
+    until = contest.images_until
+    assert (until(at, "loss", 3.0), until(at, "loss", 2.0), until(at, "fill", 0.25)) == (50, 100, 150)
+    assert (until(at, "loss", 0.5), until(at, "fill", 0.6), until(at, "loss", 5.0)) == (None, None, 0)
+    runs = [{"method": "pdae", "seed": 0, "points": [p | {"mse": 1.0} for p in at]},
+            {"method": "diffae", "seed": 0, "points": [p | {"loss": p["loss"] + 1, "mse": 2.0} for p in at]}]
+    assert contest.summary(runs) == {"pdae": {"loss": [0.5], "fill": [1.0], "mse": [0.0]}}
+
+
+def test_the_methods_that_are_compared_start_where_they_should():
+    """Both forms of PDAE, the blind one and Diff-AE from the DPM begin as the DPM; Diff-AE from scratch doesn't."""
+    torch.manual_seed(0)
+    dpm, x_t, t = pdae_lite.load("digits", "dpm"), torch.randn(2, 1, 32, 32), torch.tensor([300, 600])
+    for method, build in contest.METHODS.items():
+        model = build(dpm).eval()
+        with torch.no_grad():
+            known = contest.told(model)(model.encode(torch.rand(2, 1, 32, 32) * 2 - 1))(x_t, t)
+            assert torch.allclose(known, dpm(x_t, t), atol=1e-5) is (method != "diffae")
+    assert not model.encode(torch.rand(2, 1, 32, 32)).any()  # the blind one, which is the last
 
 
 def test_the_table_of_models_is_up_to_date():

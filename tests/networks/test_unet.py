@@ -8,6 +8,7 @@ import torch
 
 from pdae_lite.checkpoint import build, describe
 from pdae_lite.networks.encoder import EncoderConfig, SemanticEncoder, UNetEncoder, UNetEncoderConfig
+from pdae_lite.networks.blocks import attend
 from pdae_lite.networks.unet import AttentionBlock, ResBlock, UNet, UNetConfig, _run_head, timestep_embedding
 
 TINY = UNetConfig(image_size=16, in_channels=1, base_channels=8, channel_mult=(1, 2), num_res_blocks=1,
@@ -66,6 +67,22 @@ def test_state_dict_names():
     # but for z, the estimator's head is the DPM's
     assert {n.removeprefix("shift_") for n in estimator if "emb_z" not in n and n.startswith("shift_")} == {
         n for n in names if n.split(".")[0] in ("middle_block", "output_blocks", "out")}
+
+
+@pytest.mark.parametrize("length", [64, 256, 257])
+def test_short_attention_in_bf16_is_the_same(length):
+    """What is written out for a CPU gives what the kernel gives in float32, with its gradients, to bf16's rounding."""
+    torch.manual_seed(0)
+    whole = [torch.randn(2, 2, length, 16, requires_grad=True) for _ in range(3)]
+    half = [x.detach().to(torch.bfloat16).requires_grad_() for x in whole]
+    want = torch.nn.functional.scaled_dot_product_attention(*whole)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = attend(*half)
+    assert got.dtype == torch.bfloat16 and torch.allclose(got.float(), want, atol=0.02)
+    weight = torch.randn_like(want)
+    for a, b in zip(torch.autograd.grad((want * weight).sum(), whole), torch.autograd.grad((got * weight).sum(), half)):
+        assert float((a - b.float()).norm() / a.norm()) < 0.02
+
 
 
 @pytest.mark.parametrize("new_order", [False, True])
