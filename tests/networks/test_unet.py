@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pdae_lite.checkpoint import build, describe
-from pdae_lite.networks.encoder import EncoderConfig, SemanticEncoder, UNetEncoder, UNetEncoderConfig
 from pdae_lite.networks.blocks import attend
+from pdae_lite.networks.encoder import EncoderConfig, SemanticEncoder, UNetEncoder, UNetEncoderConfig
 from pdae_lite.networks.unet import AttentionBlock, ResBlock, UNet, UNetConfig, _run_head, timestep_embedding
 
 TINY = UNetConfig(image_size=16, in_channels=1, base_channels=8, channel_mult=(1, 2), num_res_blocks=1,
