@@ -11,6 +11,8 @@ from browser import chromium, opened  # noqa: F401
 
 import pdae_lite
 from pdae_lite import PDAE, NoiseSchedule, SemanticEncoder, UNet, UNetConfig, data, sampling
+from pdae_lite.applications.attributes import LinearProbe, edit
+from pdae_lite.commands.main import main
 from pdae_lite.networks.dpm import as_epsilon
 from pdae_lite.networks.encoder import EncoderConfig
 from pdae_lite.viz import live
@@ -178,12 +180,12 @@ def test_without_webassembly_the_slider_stays_and_says_why(chromium):  # noqa: F
 # ---- the sampler against the library's ------------------------------------------------------------------------------
 
 
-def small(form: str) -> PDAE:
-    """A PDAE of digits' shape with random weights, none of them zero."""
+def small(form: str, channels: int = 1, z_dim: int = 6) -> PDAE:
+    """A PDAE of small images with random weights, none of them zero."""
     torch.manual_seed(0)
     schedule = NoiseSchedule.linear(200, 1e-4, 0.1)
-    dpm = as_epsilon(UNet(UNetConfig(32, 1, 8, (1, 2), 1, (2,), patch_size=2)), "v", schedule)
-    model = PDAE(dpm, SemanticEncoder(EncoderConfig(32, 1, (8, 8, 8), 1, z_dim=6)), schedule, form=form)
+    dpm = as_epsilon(UNet(UNetConfig(32, channels, 8, (1, 2), 1, (2,), patch_size=2)), "v", schedule)
+    model = PDAE(dpm, SemanticEncoder(EncoderConfig(32, channels, (8, 8, 8), 1, z_dim=z_dim)), schedule, form=form)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
@@ -247,3 +249,41 @@ def test_int8_stays_near_the_model(chromium):  # noqa: F811
         start(page, 4)
         found = distances(page, pdae_lite.load("digits", device="cpu").eval(), steps=12)
         assert found["z"] < 0.03 and found["rms"] < 0.02, found
+
+
+# ---- a page of anyone's model ---------------------------------------------------------------------------------------
+
+
+def test_a_page_of_a_colour_model_with_a_probe(chromium, tmp_path):  # noqa: F811
+    """`pdae export --page`: no pad, but a file; a slider of an attribute moves z as `edit` does, and the pictures."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime isn't installed: pip install 'pdae_lite[onnx]'")
+    model, held_out = small("difference", channels=3, z_dim=70), data.peeps("test", 32)
+    z = model.encode(held_out.floats(slice(0, 60)))
+    probe = LinearProbe.fit(z, (z[:, :2] > z[:, :2].median(0).values).long(), ["big_hair", "hat"], l2=0.1)
+    model.save(tmp_path / "m.safetensors")
+    probe.save(tmp_path / "p.safetensors", {})
+    assert main(["export", str(tmp_path / "m.safetensors"), "--page", str(tmp_path / "page"), "--data", "peeps",
+                 "--probe", str(tmp_path / "p.safetensors"), "--weights", "fp32"]) == 0
+    phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
+    with opened(chromium, tmp_path / "page" / "index.html", **phone) as page:
+        assert not page.locator(".live-pad").is_visible() and page.locator(".live-file input").is_visible()
+        start(page, 4)
+        before = pixels(page, "inferred")
+        knob = page.get_by_role("slider", name="big hair")
+        knob.focus()
+        for _ in range(4):
+            page.keyboard.press("ArrowRight")
+        ready(page)
+        used = np.array(page.evaluate("[...pdaeLive.pages[0].used]"))
+        own = model.encode(held_out.floats(slice(3, 4)))
+        assert np.abs(used - edit(own, probe, "big_hair", 0.2).numpy()[0]).max() < 1e-3
+        assert np.abs(pixels(page, "inferred") - before).max() > 0, "the attribute changes nothing"
+        page.click("[data-do=reset]")
+        ready(page)
+        assert knob.input_value() == "0" and np.abs(pixels(page, "inferred") - before).max() <= 1
+        photo = page.screenshot()
+        page.set_input_files(".live-file input", {"name": "a.png", "mimeType": "image/png", "buffer": photo})
+        page.wait_for_function("pdaeLive.pages[0].picked === null")
+        ready(page)
+        assert page.evaluate("pdaeLive.pages[0].x_0.length") == 3 * 32 * 32
+        assert page.evaluate("document.documentElement.scrollWidth") <= 391

@@ -69,6 +69,7 @@ SETTINGS = (["train.lr=1e-3", "train.flip=true", "train.augment=affine", "train.
             [f"{n}={v}" for n in NAMES for v in VALUES] + NAMES)
 POOLS = {"model": MODELS, "file": DPMS, "dpm": DPMS, "latent": LATENTS, "probe": PROBES, "data": DATA, "train": DATA,
          "images": IMAGES, "json": JSON,
+         "page": (["page", "new/page"], ["text.txt", "photos", "", "/dev/null", "\udce9"]),
          "onnx": (["graphs", "new/graphs"], ["text.txt", "photos", "", "/dev/null", "\udce9"]), "settings": SETTINGS,
          "each": (["each"], ["text.txt", "photos", "", "new/each", "/dev/null"]),
          "inception": (["nowhere"], ["text.txt"]), "attribute": (["dark"], ["tall", "", "\udce9"]),
@@ -138,7 +139,8 @@ def fitting(command: str, given: dict[str, list[str]]) -> dict[str, list[str]]:
     elif command == "probe":
         need["data"] = ["classes:classes"]
     elif command == "export":
-        need["file"] = ["pdae.safetensors"]
+        need |= {"file": ["pdae.safetensors"], "onnx": given.get("onnx", ["graphs"])}
+        leave += ["page", "data", "probe", "force"]
     elif command in ("doctor", "evaluate"):
         need |= {"data": ["classes:classes"], "file" if command == "doctor" else "model": ["pdae.safetensors"]}
         leave += PAPER if command == "evaluate" else ["train"]

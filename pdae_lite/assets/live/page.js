@@ -2,7 +2,7 @@
 // folder, too, where browsers refuse fetch, modules and workers that are files.
 (function () {
   "use strict";
-  const SIDE = 32, BOX = 20, PEN = 2.8;  // MNIST's: digits fill 20 × 20 pixels, strokes are some 2.8 wide, of 32 × 32
+  let SIDE = 32, CHANNELS = 1, BOX = 20, PEN = 2.8;  // MNIST's: digits fill 20 × 20 pixels, strokes are some 2.8 wide, of 32 × 32
 
   // ---- loading ----------------------------------------------------------------------------------------------------------
 
@@ -110,15 +110,29 @@
     return drawn(SIDE - cx, SIDE - cy).map(v => 2 * v - 1);
   }
 
-  // Pixels in [−1, 1] on a canvas, grey; or differences, in two colours.
+  // Pixels [C, H, W] in [−1, 1] on a canvas; or differences, of colours their mean, in two colours.
   function show(canvas, pixels, diverging = false) {
-    const c = canvas.getContext("2d"), picture = c.createImageData(SIDE, SIDE);
-    pixels.forEach((v, i) => {
-      const g = Math.round(127.5 * (Math.min(Math.max(v, -1), 1) + 1)), m = Math.min(Math.abs(v) / 1.2, 1);
+    const c = canvas.getContext("2d"), picture = c.createImageData(SIDE, SIDE), n = SIDE * SIDE;
+    for (let i = 0; i < n; i++) {
+      const rgb = [0, 1, 2].map(k => pixels[i + n * Math.min(k, CHANNELS - 1)]), v = (rgb[0] + rgb[1] + rgb[2]) / 3;
+      const grey = rgb.map(v => Math.round(127.5 * (Math.min(Math.max(v, -1), 1) + 1))), m = Math.min(Math.abs(v) / 1.2, 1);
       const ends = v > 0 ? [26, 142, 217] : [235, 110, 50];
-      picture.data.set(diverging ? [...ends.map(e => Math.round(245 + (e - 245) * m)), 255] : [g, g, g, 255], 4 * i);
-    });
+      picture.data.set([...(diverging ? ends.map(e => Math.round(245 + (e - 245) * m)) : grey), 255], 4 * i);
+    }
     c.putImageData(picture, 0, 0);
+  }
+
+  const blank = () => new Float32Array(CHANNELS * SIDE * SIDE).fill(-1);
+
+  // A file of the reader's, its middle square, as [C, H, W] in [−1, 1].
+  async function pictureOf(file) {
+    const bitmap = await createImageBitmap(file), side = Math.min(bitmap.width, bitmap.height), canvas = document.createElement("canvas");
+    canvas.width = canvas.height = SIDE;
+    const c = canvas.getContext("2d");
+    c.imageSmoothingQuality = "high";
+    c.drawImage(bitmap, (bitmap.width - side) / 2, (bitmap.height - side) / 2, side, side, 0, 0, SIDE, SIDE);
+    const rgba = c.getImageData(0, 0, SIDE, SIDE).data, n = SIDE * SIDE;
+    return Float32Array.from({ length: CHANNELS * n }, (_, i) => rgba[4 * (i % n) + Math.floor(i / n)] / 127.5 - 1);
   }
 
   const distance = (a, b) => a.reduce((s, v, i) => s + (v - b[i]) ** 2, 0) / a.length;
@@ -130,7 +144,12 @@
       Object.assign(this, { root, strokes: [], picked: null, second: null, z: null, follow: true, moments: [], cursor: [0.5, 0.5], down: false });
       this.$ = s => root.querySelector(s);
       this.data = JSON.parse(root.parentElement.querySelector("script[data-digits]").textContent);
+      [SIDE, CHANNELS] = [this.data.side, this.data.channels];
+      [BOX, PEN] = [SIDE * 20 / 32, SIDE * 2.8 / 32];
       this.pad = this.$(".live-pad");
+      root.classList.toggle("live-colour", CHANNELS > 1);
+      this.$(".live-file").hidden = CHANNELS === 1;
+      this.$(".live-file input").addEventListener("change", e => this.take(e.target.files[0]));
       this.digits = this.data.images.map(b64 => Float32Array.from(atob(b64), c => c.charCodeAt(0) / 127.5 - 1));
       this.tile = name => this.$(`[data-tile="${name}"] canvas`);
       this.value = name => +this.$(`[data-control="${name}"]`).value;
@@ -139,9 +158,11 @@
       root.querySelectorAll("fieldset input").forEach(input => input.addEventListener("change", () => this.restart()));
       this.buildPicks();
       this.buildBars();
+      this.buildAttributes();
+      root.querySelectorAll("label > output + input").forEach(i => i.setAttribute("aria-label", i.parentElement.firstChild.textContent.trim()));  // else output takes the label
       this.buildPad();
-      root.querySelectorAll("[data-tile] canvas").forEach(c => show(c, new Float32Array(SIDE * SIDE).fill(-1)));
-      this.choose(3);
+      root.querySelectorAll("[data-tile] canvas").forEach(c => show(c, blank()));
+      this.choose(Math.min(3, this.digits.length - 1));
       root.classList.add("ready");
     }
 
@@ -151,7 +172,7 @@
         this.digits.forEach((pixels, i) => {
           const button = document.createElement("button"), canvas = Object.assign(document.createElement("canvas"), { width: SIDE, height: SIDE });
           button.type = "button";
-          button.setAttribute("aria-label", `${second ? "mix with" : "take"} the ${this.data.labels[i]}`);
+          button.setAttribute("aria-label", `${second ? "mix with" : "take"} ${this.data.labels[i]}`);
           button.setAttribute("aria-pressed", "false");
           show(canvas, pixels);
           button.append(canvas);
@@ -167,6 +188,12 @@
 
     buildBars() {
       const box = this.$(".live-bars");
+      if (this.data.z_mean.length > 64) {  // folded
+        const all = document.createElement("details");
+        all.innerHTML = `<summary>all ${this.data.z_mean.length} numbers</summary>`;
+        box.replaceWith(all);
+        all.append(box);
+      }
       this.bars = this.data.z_mean.map((_, i) => {
         const bar = document.createElement("label");
         bar.innerHTML = `<i></i><input type="range" min="-4" max="4" step="0.1" value="0" autocomplete="off" aria-label="z ${i + 1}">`;
@@ -196,7 +223,42 @@
       this.restart();
     }
 
-    reset() { this.z = null; this.restart(); }
+    // Sliders that move z along directions, in lengths of a normalised code, on top of what the bars say.
+    buildAttributes() {
+      const box = this.$(".live-attributes div");
+      this.knobs = Object.entries(this.data.attributes).map(([name, step]) => {
+        const label = document.createElement("label"), input = Object.assign(document.createElement("input"), { type: "range", min: -0.5, max: 0.5, step: 0.05, value: 0, autocomplete: "off" });
+        label.append(`${name.replaceAll("_", " ")} `, Object.assign(document.createElement("output"), { textContent: "0" }), input);
+        box.append(label);
+        let last = 0;
+        const set = (value, moves) => {
+          if (moves) this.z = Float32Array.from(this.z || this.used, (v, i) => v + (value - last) * step[i]);
+          last = value;
+          input.value = value;
+          label.querySelector("output").textContent = `${value > 0 ? "+" : ""}${value}`;
+        };
+        input.addEventListener("input", () => {
+          if (!this.used) return;
+          set(+input.value, true);
+          this.used = this.z;
+          this.showBars();
+          this.restart();
+        });
+        return set;
+      });
+    }
+
+    ownZ() { this.z = null; this.knobs.forEach(set => set(0, false)); }
+
+    reset() { this.ownZ(); this.restart(); }
+
+    async take(file) {
+      if (!file) return;
+      try { this.file = await pictureOf(file); } catch (error) { return this.say(`${file.name} is no picture that this browser reads.`); }
+      Object.assign(this, { picked: null, strokes: [] });
+      this.press(":not([data-second])", null);
+      this.changed();
+    }
 
     // Pointers and keys on the pad; points are in 0 … 1.
     buildPad() {
@@ -266,7 +328,7 @@
     }
 
     choose(i) {
-      Object.assign(this, { picked: i, strokes: [], down: false });
+      Object.assign(this, { picked: i, strokes: [], down: false, file: null });
       this.press(":not([data-second])", i);
       this.changed();
     }
@@ -274,15 +336,15 @@
     mixWith(i) {
       this.second = this.second === i ? null : i;
       this.press("[data-second]", this.second);
-      this.z = null;
+      this.ownZ();
       this.restart();
     }
 
     // The drawing is another one.
     changed() {
-      this.x_0 = this.picked !== null ? this.digits[this.picked] : this.strokes.length ? prepared(this.strokes) : null;
-      show(this.tile("drawing"), this.x_0 || new Float32Array(SIDE * SIDE).fill(-1));
-      this.z = null;
+      this.x_0 = this.picked !== null ? this.digits[this.picked] : this.strokes.length ? prepared(this.strokes) : this.file || null;
+      show(this.tile("drawing"), this.x_0 || blank());
+      this.ownZ();
       this.redraw();
       this.restart();
     }
@@ -294,7 +356,7 @@
         return this.showGap(+input.value);
       }
       output.textContent = name === "scale" ? (+input.value).toFixed(1) : name === "mix" ? (+input.value).toFixed(2) : input.value;
-      if (name === "mix") this.z = null;
+      if (name === "mix") this.ownZ();
       if (name !== "mix" || this.second !== null) this.restart();
     }
 
@@ -321,6 +383,8 @@
         return;
       }
       this.root.querySelectorAll("[hidden]:not([data-do])").forEach(e => { e.hidden = false; });
+      this.$(".live-attributes").hidden = !this.knobs.length;
+      this.$(".live-file").hidden = CHANNELS === 1;
       this.$(".live-fallback").hidden = true;
       this.root.dataset.state = "ready";
       this.restart();
@@ -342,7 +406,7 @@
       this.fresh = true;
       const steps = this.value("steps");
       this.total = 4 * steps + (second && mixed !== "z" ? steps : 0);
-      this.engine.run({ x_0: this.x_0, x_0b: second, z: this.z, noise: self.pdaeSampler.gaussian(SIDE * SIDE, this.value("seed")),
+      this.engine.run({ x_0: this.x_0, x_0b: second, z: this.z, noise: self.pdaeSampler.gaussian(CHANNELS * SIDE * SIDE, this.value("seed")),
         scale: this.value("scale"), steps, mixZ: mixed === "x" ? 0 : share, mixX: mixed === "z" ? 0 : share }, message => this.told(message));
     }
 
