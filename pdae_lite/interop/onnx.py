@@ -9,6 +9,7 @@ t is int64 [1], one for all N images. A head has those of these inputs that it u
 that a sampler needs: form, sizes, data range, √ᾱ_t and √(1−ᾱ_t).
 """
 import copy
+import io
 import json
 import time
 import warnings
@@ -108,16 +109,19 @@ def to_onnx(pdae: PDAE, folder: str | Path, weights: str = "int8") -> dict:
             graph, path, given = _Graph(pdae, part, features).eval(), folder / f"{part}.onnx", inputs[part]
             axes = {name: {0: "n"} for name, value in (given | dict.fromkeys(outputs[part], x)).items()
                     if name != "t" and len(value) == 2}
-            torch.onnx.export(graph, tuple(given.values()), str(path), input_names=list(given),
-                              output_names=outputs[part], dynamic_axes=axes, opset_version=17, dynamo=False)
-            exact = _difference(path, graph, given)
-            model = onnx.load(path)
+            made = io.BytesIO()  # in memory: the exporter's own writer refuses names of files that aren't UTF-8
+            torch.onnx.export(graph, tuple(given.values()), made, input_names=list(given), output_names=outputs[part],
+                              dynamic_axes=axes, opset_version=17, dynamo=False)
+            content = made.getvalue()
+            exact = stored = _difference(content, graph, given)
             if weights != "fp32":
+                model = onnx.load_model_from_string(content)
                 _shrink(model, weights)
-            onnx.save(model, path)
-            stored = exact if weights == "fp32" else _difference(path, graph, given)
-            facts[part] = {"bytes": path.stat().st_size, "difference": exact, "as_stored": stored,
-                           "milliseconds": _milliseconds(path, given)}
+                content = model.SerializeToString()
+                stored = _difference(content, graph, given)
+            path.write_bytes(content)
+            facts[part] = {"bytes": len(content), "difference": exact, "as_stored": stored,
+                           "milliseconds": _milliseconds(content, given)}
     tables = {name: pdae.schedule.float64[name].tolist() for name in ("sqrt_alpha_bar", "sqrt_one_minus_alpha_bar")}
     write_text(folder / "model.json", json.dumps({
         "form": pdae.form, "channels": channels, "size": size, "z_dim": pdae.encoder.z_dim,
@@ -148,12 +152,12 @@ def _check(pdae: PDAE) -> tuple[int, tuple[int, int]]:
     return dpm.config.in_channels, (size, size) if isinstance(size, int) else size
 
 
-def _run(path: Path, given: dict[str, Tensor], count: int, times: int = 0):
+def _run(content: bytes, given: dict[str, Tensor], count: int, times: int = 0):
     """Outputs for the first `count` images; with `times`, milliseconds of a run on one core."""
     _, runtime = import_onnx()
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
     feed = {name: given[name][: count if len(given[name]) > 1 else None].numpy() for name in names}
     if not times:
@@ -166,18 +170,18 @@ def _run(path: Path, given: dict[str, Tensor], count: int, times: int = 0):
     return min(taken)
 
 
-def _difference(path: Path, graph: nn.Module, given: dict[str, Tensor]) -> float:
+def _difference(content: bytes, graph: nn.Module, given: dict[str, Tensor]) -> float:
     """The largest, of all outputs and of one and two images, in standard deviations of the output."""
     worst = 0.0
     for count in (1, 2):
         wanted = graph(*(v[: count if len(v) > 1 else None] for v in given.values()))
-        for mine, its in zip(_run(path, given, count), wanted if isinstance(wanted, tuple) else (wanted,)):
+        for mine, its in zip(_run(content, given, count), wanted if isinstance(wanted, tuple) else (wanted,)):
             worst = max(worst, float(np.abs(mine - its.numpy()).max() / its.std()))
     return worst
 
 
-def _milliseconds(path: Path, given: dict[str, Tensor]) -> float:
-    return _run(path, given, 1, times=5)
+def _milliseconds(content: bytes, given: dict[str, Tensor]) -> float:
+    return _run(content, given, 1, times=5)
 
 
 def _shrink(model, weights: str) -> None:
