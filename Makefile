@@ -51,10 +51,10 @@ history = --history $(RUNS)/$(1)$(SUFFIX)-$(2)/history.json
 card  = $(BIN)/python scripts/assets/evaluate.py $(1) $(2) $(call history,$(1),$(2))
 drawn = $(BIN)/python scripts/assets/evaluate_generators.py $(1) $(2) $(call history,$(1),$(2))
 
-# $(call both,DATA): the DPM, the PDAE on it, a Diff-AE, and a latent DPM behind each.
+# $(call both,DATA): the DPM, the PDAE on it in the paper's form (what ships, so far), a Diff-AE, and a latent DPM behind each.
 define both
 	$(call model,$(1),dpm,pretrain)
-	$(call model,$(1),pdae,train --dpm $(call made,$(1),dpm))
+	$(call model,$(1),pdae,train --dpm $(call made,$(1),dpm) --set form=paper --set precondition=v)
 	$(call ship,$(1),pdae) --dpm $(call made,$(1),dpm)
 	$(call card,$(1),pdae) --dpm-history $(RUNS)/$(1)$(SUFFIX)-dpm/history.json
 	$(call model,$(1),diffae,train --method diffae)

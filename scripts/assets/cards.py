@@ -1,6 +1,6 @@
 """The cards of the models that ship, as Markdown, and their pictures, from what evaluate.py measured."""
 import io
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 
 import torch
 from matplotlib import pyplot as plt
+from measurements import Counts
 from PIL import Image
 
 from pdae_lite import viz
@@ -240,7 +241,10 @@ def commands(o: dict, model) -> str:
     dpm = f" --shipped-dpm {shipped}" if shipped else " --dpm runs/dpm/model.safetensors" if o["type"] == "PDAE" else ""
     dpm += " --int8" if o.get("stored_as") == "int8" else ""
     lines.append(f"python scripts/assets/ship.py {runs}/model.safetensors {name}_{kind}{dpm}")
-    lines.append(f"python scripts/assets/evaluate.py {name}{'' if kind == 'pdae' else ' ' + kind}")
+    usual, taken = asdict(Counts()), o.get("made_with", {}).get("counts", {})
+    counts = ",".join(f"{k}={v}" for k, v in taken.items() if v is not None and v != usual.get(k))
+    lines.append(f"python scripts/assets/evaluate.py {name}{'' if kind == 'pdae' else ' ' + kind}"
+                 f"{' --counts ' + counts if counts else ''}")
     return "\n".join(lines)
 
 

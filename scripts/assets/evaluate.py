@@ -14,7 +14,7 @@ import json
 import platform
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -69,13 +69,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ASSETS, help="where to write (default: beside the shipped models)")
     parser.add_argument("--history", type=Path, help="history.json of the run that made the model")
     parser.add_argument("--dpm-history", type=Path, help="history.json of the run that made its DPM")
+    parser.add_argument("--counts", default="", metavar="NAME=N,…", help="""on other numbers of images or in other
+        numbers of steps, for example cases=300,samples=500; the card tells them""")
     parser.add_argument("--quick", action="store_true", help="tiny counts, to see that all runs; wants --out")
     args = parser.parse_args()
     if args.quick and args.out == ASSETS:
         parser.error("--quick measures nothing worth shipping; give --out DIR")
     stem = f"{args.name}_{args.kind}"
     path = args.file or shipped_file(args.name, args.kind)
-    s = Subject.open(args.name, args.kind, path, QUICK if args.quick else Counts())
+    counts = replace(QUICK if args.quick else Counts(),
+                     **{k: int(v) for k, v in (c.split("=") for c in args.counts.split(",") if c)})
+    s = Subject.open(args.name, args.kind, path, counts)
     if s.net is None:
         parser.error(f"the network of features of {args.name} is missing; make it by scripts/assets/make_features.py "
                      f"{args.name}")

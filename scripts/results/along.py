@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--dpm", default="digits", help="the DPM: a file, or a shipped model (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=PRESETS["digits"].train.steps,
                         help="of the run (default: the preset's, %(default)s)")
-    parser.add_argument("--work", type=Path, default=Path("runs/digits-pdae"),
+    parser.add_argument("--work", type=Path, default=Path("runs/digits-difference"),
                         help="folder of the run (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=data.ASSETS / "along.json")
     args = parser.parse_args()

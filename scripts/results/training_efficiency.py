@@ -22,6 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from contest import images_until
 
 import pdae_lite
 from pdae_lite import data, losses
@@ -68,18 +69,6 @@ def run(method: str, seed: int, config, out: Path) -> dict:
     final = measure(model, x_test)  # the EMA weights
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"method": method, "seed": seed, "points": points, "final_ema": final, "parameters_trained": trained}
-
-
-def images_until(points: list[dict], key: str, target: float) -> float | None:
-    """Images seen when `key` first falls to `target`, on the lines between the points; 0: it starts there; None: it
-    never does."""
-    if points[0][key] <= target:
-        return 0.0
-    for before, after in zip(points, points[1:]):
-        if before[key] > target >= after[key]:
-            return (before["images"] + (before[key] - target) / (before[key] - after[key])
-                    * (after["images"] - before["images"]))
-    return None
 
 
 def summary(runs: list[dict]) -> dict:
